@@ -1,0 +1,77 @@
+// What the machine itself can do, measured in the same run: the yardstick of every row of the table.
+#pragma once
+
+#include <benchmark/benchmark.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <map>
+#include <recycled/recycled.hpp>
+#include <vector>
+
+namespace bench {
+
+using recycled::index_t;
+
+/// Bytes of the last-level cache, 32 MiB where the system doesn't say.
+inline index_t last_level_cache() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  if (const long bytes = ::sysconf(_SC_LEVEL3_CACHE_SIZE); bytes > 0) return bytes;
+#endif
+  return index_t{32} << 20;
+}
+
+/// A working set that the last-level cache can't hold: twice its size, 1 GiB at most.
+inline index_t beyond_cache() { return std::min(2 * last_level_cache(), index_t{1} << 30); }
+
+/// GB/s at which `pool` reads memory beyond the cache: the median of five passes. Measured again when it is older than
+/// a few seconds, because a shared machine changes.
+inline double read_bandwidth(recycled::ThreadPool& pool) {
+  using clock = std::chrono::steady_clock;
+  struct Measured {
+    double gigabytes;
+    clock::time_point when;
+  };
+  static std::map<int, Measured> known;
+  static const recycled::Array<float> memory(beyond_cache() / static_cast<index_t>(sizeof(float)), 1.0F);
+  if (const auto it = known.find(pool.threads());
+      it != known.end() && clock::now() - it->second.when < std::chrono::seconds(5)) {
+    return it->second.gigabytes;
+  }
+  using Isa = recycled::simd::native;
+  constexpr index_t piece = index_t{1} << 16;
+  const index_t pieces = memory.size() / piece;
+  std::array<double, 5> passes{};
+  for (double& pass : passes) {
+    const auto start = clock::now();
+    pool(pieces, [&](index_t p) {
+      Isa::vec sums[8];
+      for (auto& sum : sums) sum = Isa::zero();
+      const float* from = memory.data() + p * piece;
+      for (index_t i = 0; i < piece; i += 8 * Isa::width) {
+        for (int v = 0; v < 8; ++v) {
+          sums[v] = Isa::add(sums[v], Isa::load(from + i + v * Isa::width));
+        }
+        recycled::simd::prefetch(from + i + 1024, 8 * Isa::width * static_cast<index_t>(sizeof(float)));
+      }
+      for (auto& sum : sums) benchmark::DoNotOptimize(sum);
+    });
+    const std::chrono::duration<double> seconds = clock::now() - start;
+    pass = static_cast<double>(pieces * piece) * sizeof(float) / seconds.count() * 1e-9;
+  }
+  std::sort(passes.begin(), passes.end());
+  known[pool.threads()] = {passes[2], clock::now()};
+  return passes[2];
+}
+
+/// Counters of a row: GB/s of KV memory, and their ratio to the read bandwidth of the same run.
+inline void report(benchmark::State& state, double bytes_a_step, double bandwidth) {
+  const auto steps = static_cast<double>(state.iterations());
+  state.counters["KV_MB"] = bytes_a_step * 1e-6;
+  state.counters["GB/s"] = benchmark::Counter(bytes_a_step * steps * 1e-9, benchmark::Counter::kIsRate);
+  state.counters["of_read"] = benchmark::Counter(bytes_a_step * steps * 1e-9 / bandwidth, benchmark::Counter::kIsRate);
+}
+
+}  // namespace bench

@@ -1,0 +1,42 @@
+// The last queries of the prompt: they choose the first set.
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include "recycled/types/memory.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// Keeps the queries of the last `window` prompt tokens, whatever the chunks they came in.
+class PromptWindow {
+ public:
+  PromptWindow() = default;
+  /// Queries of `size` floats a token.
+  PromptWindow(index_t window, index_t size) : window_(window), size_(size) {}
+
+  index_t tokens() const noexcept { return tokens_; }
+  const float* query(index_t i) const noexcept { return queries_.data() + i * size_; }
+
+  /// Takes in the queries [tokens, size] of a chunk. If memory runs out, nothing has changed.
+  void push(std::span<const float> queries) {
+    const auto given = static_cast<index_t>(queries.size()) / size_;
+    const index_t fresh = std::min(given, window_);
+    const index_t kept = std::min(tokens_, window_ - fresh);
+    if (queries_.size() < (kept + fresh) * size_) queries_.resize((kept + fresh) * size_);
+    std::copy_n(queries_.data() + (tokens_ - kept) * size_, kept * size_, queries_.data());
+    std::copy_n(queries.data() + (given - fresh) * size_, fresh * size_, queries_.data() + kept * size_);
+    tokens_ = kept + fresh;
+  }
+  /// Forgets the last `tokens`.
+  void drop(index_t tokens) noexcept { tokens_ = std::max(tokens_ - tokens, index_t{0}); }
+  void clear() noexcept { tokens_ = 0; }
+
+ private:
+  index_t window_ = 0;
+  index_t size_ = 0;
+  index_t tokens_ = 0;
+  Array<float> queries_;  // [tokens, size]
+};
+
+}  // namespace recycled::inline RECYCLED_ABI

@@ -1,0 +1,204 @@
+// The recycle cache C_p of the paper: for each KV head the K rows that mattered, packed.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "recycled/kernels/tile.hpp"
+#include "recycled/selection/selection.hpp"
+#include "recycled/types/kv_view.hpp"
+#include "recycled/types/memory.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// K + 1 slots for each KV head: at a recycled step the new token takes the free one, attention reads all of them in
+/// one contiguous run, and then the entry of lowest rank leaves: its slot is the next free one. No row ever moves for
+/// that.
+template <Scalar T>
+class RecycleCache {
+ public:
+  RecycleCache() = default;
+  /// Memory for all heads is taken here, once. `shape` is checked; capacity is 1 to 2^40.
+  RecycleCache(const Shape& shape, index_t capacity)
+      : capacity_(capacity),
+        key_dim_(shape.head_dim),
+        value_dim_(shape.value_dim),
+        keys_(slot_elements(shape, key_dim_)),
+        values_(slot_elements(shape, value_dim_)),
+        positions_(shape.kv_heads * (capacity + 1)),
+        ranks_(shape.kv_heads * (capacity + 1)),
+        heads_(shape.kv_heads, Head{}) {}
+
+  index_t capacity() const noexcept { return capacity_; }
+  index_t size(index_t head) const noexcept { return heads_[head].size; }
+  /// Position of the newest token that cost another entry its place, or -1: once it is rolled back, something is
+  /// missing.
+  index_t last_evictor(index_t head) const noexcept { return heads_[head].last_evictor; }
+
+  // Slots [0, size): all entries, after insert() or close_gap().
+  kernels::Rows<T> keys(index_t head) const noexcept { return {key(head, 0), key_row(), key_dim_}; }
+  kernels::Rows<T> values(index_t head) const noexcept { return {value(head, 0), value_row(), value_dim_}; }
+  std::span<const index_t> positions(index_t head) const noexcept { return {position(head), slots(head)}; }
+  std::span<float> ranks(index_t head) noexcept { return {rank(head), slots(head)}; }
+
+  /// The positions held, ascending.
+  std::vector<index_t> held(index_t head) const {
+    std::vector<index_t> result;
+    for_each_slot(head, [&](index_t slot) { result.push_back(position(head)[slot]); });
+    std::sort(result.begin(), result.end());
+    return result;
+  }
+
+  /// Puts the new token's row of `view` into the free slot; size may now be K + 1 until settle().
+  void insert(index_t head, index_t new_position, const KvView<T>& view) noexcept {
+    Head& h = heads_[head];
+    write(head, h.free, new_position, newcomer_rank, view);
+    ++h.size;
+  }
+
+  /// After the step: if there are K + 1 entries, the one of lowest rank leaves (of equals the lowest position).
+  void settle(index_t head, index_t new_position) noexcept {
+    Head& h = heads_[head];
+    if (h.size <= capacity_) {
+      h.free = h.size;
+      return;
+    }
+    const float* ranks = rank(head);
+    const index_t* where = position(head);
+    index_t lowest = 0;
+    for (index_t s = 1; s < h.size; ++s) {
+      if (ranks[s] < ranks[lowest] || (ranks[s] == ranks[lowest] && where[s] < where[lowest])) lowest = s;
+    }
+    h.free = lowest;
+    h.size = capacity_;
+    h.last_evictor = new_position;
+  }
+
+  /// Holds `chosen` (ascending, at most K) from now on, ranked by ranks[position]. Only rows that were not held already
+  /// are copied: neighbouring full steps choose much the same. The token at `by` chose, among `view`'s positions up to
+  /// its own. `marks` is scratch: a zeroed bit for each position of the view, zeroed again on return.
+  void rebuild(index_t head, std::span<const index_t> chosen, std::span<const float> ranks, const KvView<T>& view,
+               index_t by, std::uint64_t* marks) noexcept {
+    close_gap(head);
+    Head& h = heads_[head];
+    const auto word = [&](index_t p) -> std::uint64_t& { return marks[p / 64]; };
+    const auto bit = [](index_t p) { return std::uint64_t{1} << (p % 64); };
+    const auto count = static_cast<index_t>(chosen.size());
+    for (const index_t p : chosen) word(p) |= bit(p);
+    // Entries that stay keep their slot and give up their mark; the others leave a hole.
+    for (index_t s = 0; s < h.size; ++s) {
+      const index_t p = position(head)[s];
+      const bool stays = (word(p) & bit(p)) != 0;
+      word(p) &= ~bit(p);
+      rank(head)[s] = sane(ranks.data()[p]);
+      if (!stays) position(head)[s] = hole;
+    }
+    index_t free = 0;
+    const auto next_hole = [&] {
+      while (free < h.size && position(head)[free] != hole) ++free;
+      return free++;
+    };
+    for (index_t s = count; s < h.size; ++s) {  // a smaller set than before
+      if (position(head)[s] != hole) move(head, s, next_hole());
+    }
+    h.size = std::min(h.size, count);
+    for (const index_t p : chosen) {
+      if ((word(p) & bit(p)) == 0) continue;
+      word(p) &= ~bit(p);
+      write(head, next_hole(), p, sane(ranks.data()[p]), view);
+    }
+    h.size = count;
+    h.free = count;
+    h.last_evictor = count < by + 1 ? by : none;
+  }
+
+  /// Makes the entries the slots [0, size) again.
+  void close_gap(index_t head) noexcept {
+    Head& h = heads_[head];
+    if (h.free < h.size) move(head, h.size, h.free);
+    h.free = h.size;
+  }
+  /// Forgets the entry of `gone`, if it is held, because the token at `by` does not see it any more.
+  void remove(index_t head, index_t gone, index_t by) noexcept {
+    if (remove_if(head, [gone](index_t p) { return p == gone; })) heads_[head].last_evictor = by;
+  }
+  /// Forgets all entries from `length` on.
+  void truncate(index_t head, index_t length) noexcept {
+    remove_if(head, [length](index_t p) { return p >= length; });
+  }
+  void clear() noexcept { std::fill(heads_.begin(), heads_.end(), Head{}); }
+
+ private:
+  static constexpr index_t none = -1;
+  static constexpr index_t hole = -1;
+
+  struct Head {
+    index_t size = 0;
+    index_t free = 0;  // the slot that the next token takes; the others below size + 1 are held
+    index_t last_evictor = none;
+  };
+
+  index_t slot_elements(const Shape& shape, index_t dim) const {
+    return detail::checked_product(shape.kv_heads * (capacity_ + 1), dim / values_per_element<T>, "recycle cache size");
+  }
+  index_t key_row() const noexcept { return key_dim_ / values_per_element<T>; }
+  index_t value_row() const noexcept { return value_dim_ / values_per_element<T>; }
+  index_t slot_index(index_t head, index_t slot) const noexcept { return head * (capacity_ + 1) + slot; }
+  const T* key(index_t head, index_t slot) const noexcept { return keys_.data() + slot_index(head, slot) * key_row(); }
+  const T* value(index_t head, index_t slot) const noexcept {
+    return values_.data() + slot_index(head, slot) * value_row();
+  }
+  index_t* position(index_t head) noexcept { return positions_.data() + slot_index(head, 0); }
+  const index_t* position(index_t head) const noexcept { return positions_.data() + slot_index(head, 0); }
+  float* rank(index_t head) noexcept { return ranks_.data() + slot_index(head, 0); }
+  std::size_t slots(index_t head) const noexcept { return static_cast<std::size_t>(size(head)); }
+
+  /// A rank that is no number would never be the lowest.
+  static float sane(float rank) noexcept { return rank == rank ? rank : -std::numeric_limits<float>::infinity(); }
+
+  void write(index_t head, index_t slot, index_t from, float new_rank, const KvView<T>& view) noexcept {
+    std::copy_n(view.key(from, head), key_row(), keys_.data() + slot_index(head, slot) * key_row());
+    std::copy_n(view.value(from, head), value_row(), values_.data() + slot_index(head, slot) * value_row());
+    position(head)[slot] = from;
+    rank(head)[slot] = new_rank;
+  }
+  void move(index_t head, index_t from, index_t to) noexcept {
+    std::copy_n(key(head, from), key_row(), keys_.data() + slot_index(head, to) * key_row());
+    std::copy_n(value(head, from), value_row(), values_.data() + slot_index(head, to) * value_row());
+    position(head)[to] = position(head)[from];
+    rank(head)[to] = rank(head)[from];
+  }
+  template <class F>
+  void for_each_slot(index_t head, const F& f) const {
+    const Head& h = heads_[head];
+    for (index_t s = 0; s < h.size + (h.free < h.size ? 1 : 0); ++s) {
+      if (s != h.free) f(s);
+    }
+  }
+  template <class Condition>
+  bool remove_if(index_t head, const Condition& leaves) noexcept {
+    close_gap(head);
+    Head& h = heads_[head];
+    const index_t before = h.size;
+    for (index_t s = h.size; s-- > 0;) {
+      if (!leaves(position(head)[s])) continue;
+      --h.size;
+      if (s != h.size) move(head, h.size, s);
+    }
+    h.free = h.size;
+    return h.size < before;
+  }
+
+  index_t capacity_ = 0;
+  index_t key_dim_ = 0;
+  index_t value_dim_ = 0;
+  Array<T> keys_;             // [kv_heads, capacity + 1, key_dim]
+  Array<T> values_;           // [kv_heads, capacity + 1, value_dim]
+  Array<index_t> positions_;  // [kv_heads, capacity + 1]
+  Array<float> ranks_;        // [kv_heads, capacity + 1]
+  Array<Head> heads_;         // [kv_heads]
+};
+
+}  // namespace recycled::inline RECYCLED_ABI

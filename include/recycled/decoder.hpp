@@ -1,0 +1,139 @@
+// Door 2: the library owns the KV memory of all layers.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "recycled/cache/kv_cache.hpp"
+#include "recycled/layer.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// A model's attention: how many layers of which shape.
+struct ModelShape {
+  index_t layers = 0;
+  Shape layer;
+};
+
+/// KV caches and attention of one sequence through all layers. A token passes the layers 0, 1, ... in turn; prompt
+/// chunks likewise. A value: a copy is a fork that shares nothing. Several sequences are several objects, and different
+/// threads may use different ones. Wrong arguments throw std::invalid_argument and leave the decoder as it was.
+template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
+class Decoder {
+ public:
+  using Layer = LayerAttention<T, Policy, Keep>;
+
+  /// Room for options.max_length positions is taken at once; the caches grow by doubling beyond it.
+  Decoder(const ModelShape& model, const LayerOptions& options, const Policy& schedule = {},
+          const Keep& selection = {}) {
+    detail::require(model.layers >= 1 && model.layers <= 1 << 20, "ModelShape.layers", model.layers, "1 to 2^20");
+    layers_.reserve(static_cast<std::size_t>(model.layers));
+    for (index_t i = 0; i < model.layers; ++i) {
+      Layer layer(model.layer, options, schedule, selection);
+      KvCache<T> cache(layer.shape(), options.max_length);
+      layers_.push_back({std::move(cache), std::move(layer)});
+    }
+  }
+
+  /// A chunk of the prompt through one layer: queries [tokens, query_heads, head_dim], keys [tokens, kv_heads,
+  /// head_dim] and values [tokens, kv_heads, value_dim] join the cache (rounded to T), then causal attention writes out
+  /// [tokens, query_heads, value_dim]. Chunks may have any size. `compared`: see LayerAttention::step.
+  template <Executor E = Serial>
+  void prefill(index_t layer, std::span<const float> queries, std::span<const float> keys,
+               std::span<const float> values, std::span<float> out, E&& executor = {},
+               std::span<const float> compared = {}) {
+    grow(layer, queries, keys, values,
+         [&](Layer& attention, const KvView<T>& kv) { attention.prefill(queries, kv, out, executor, compared); });
+  }
+
+  /// One decode step of one layer: query [query_heads, head_dim], key [kv_heads, head_dim] and value [kv_heads,
+  /// value_dim] of the new token, out [query_heads, value_dim].
+  template <Executor E = Serial>
+  void step(index_t layer, std::span<const float> query, std::span<const float> key, std::span<const float> value,
+            std::span<float> out, E&& executor = {}, std::span<const float> compared = {}) {
+    grow(layer, query, key, value,
+         [&](Layer& attention, const KvView<T>& kv) { attention.step(query, kv, out, executor, compared); });
+  }
+
+  /// Positions that all layers hold.
+  index_t length() const noexcept {
+    index_t least = layers_.front().cache.length();
+    for (const Both& both : layers_) least = std::min(least, both.cache.length());
+    return least;
+  }
+
+  /// Takes back all positions from `length` on, in every layer; also repairs a token that stopped between two layers.
+  void truncate(index_t length) {
+    detail::require(length >= 0 && length <= this->length(), "length", length,
+                    "0 to " + std::to_string(this->length()));
+    for (Both& both : layers_) {
+      both.cache.truncate(length);
+      both.attention.truncate(length);
+    }
+  }
+  /// Takes back the last `tokens` positions (speculative decoding).
+  void rollback(index_t tokens) {
+    detail::require(tokens >= 0 && tokens <= length(), "tokens", tokens, "0 to " + std::to_string(length()));
+    truncate(length() - tokens);
+  }
+
+  /// A copy that goes on by itself (beam search, several answers to one prompt): it holds the rows in use and shares
+  /// nothing with this one.
+  Decoder fork() const { return *this; }
+
+  /// As newly made, with the memory kept: the next sequence.
+  void clear() noexcept {
+    for (Both& both : layers_) {
+      both.cache.truncate(0);
+      both.attention.clear();
+    }
+  }
+
+  index_t layers() const noexcept { return static_cast<index_t>(layers_.size()); }
+  const Layer& layer(index_t i) const { return layers_[checked(i)].attention; }
+  /// The full cache of a layer, as a view that the next call may end.
+  KvView<T> view(index_t i) const { return layers_[checked(i)].cache.view(); }
+  /// What every layer did since the decoder was made or cleared.
+  std::vector<LayerStatistics> statistics() const {
+    std::vector<LayerStatistics> all;
+    all.reserve(layers_.size());
+    for (const Both& both : layers_) all.push_back(both.attention.statistics());
+    return all;
+  }
+
+ private:
+  struct Both {
+    KvCache<T> cache;
+    Layer attention;
+  };
+
+  std::size_t checked(index_t layer) const {
+    detail::require(layer >= 0 && layer < layers(), "layer", layer, "0 to " + std::to_string(layers() - 1));
+    return static_cast<std::size_t>(layer);
+  }
+
+  /// Lets `attend` see the tokens' rows behind the cache's; if it fails, they never were part of it.
+  template <class F>
+  void grow(index_t layer, std::span<const float> queries, std::span<const float> keys, std::span<const float> values,
+            const F& attend) {
+    Both& both = layers_[checked(layer)];
+    const Shape& shape = both.attention.shape();
+    const auto tokens = static_cast<index_t>(queries.size()) / shape.query_size();
+    const auto check = [&](std::span<const float> given, index_t dim, std::string_view name) {
+      const index_t expected = tokens * shape.kv_heads * dim;
+      detail::require(static_cast<index_t>(given.size()) == expected, name, given.size(),
+                      std::to_string(expected) + " = tokens * kv_heads * " + std::to_string(dim));
+    };
+    detail::require(tokens >= 1, "query.size()", queries.size(),
+                    "query_heads * head_dim = " + std::to_string(shape.query_size()) + " for each token");
+    check(keys, shape.head_dim, "key.size()");
+    check(values, shape.value_dim, "value.size()");
+    attend(both.attention, both.cache.stage(keys.data(), values.data(), tokens));
+    both.cache.commit(tokens);
+  }
+
+  std::vector<Both> layers_;
+};
+
+}  // namespace recycled::inline RECYCLED_ABI

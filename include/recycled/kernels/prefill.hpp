@@ -1,0 +1,89 @@
+// Causal attention of many tokens: the decode tile with more rows.
+//
+//   for token t at position p:  out = softmax(einsum("hd,jd->hj", q_t, K[visible(p)])) V[visible(p)]
+#pragma once
+
+#include "recycled/kernels/workspace.hpp"
+#include "recycled/types/kv_view.hpp"
+
+namespace recycled::inline RECYCLED_ABI::kernels {
+
+/// Query rows in a tile: enough that a block of keys, once in L1, is used many times, and few enough that queries and
+/// outputs of a tile (2 x 16 KiB at 128 values a row) stay in L2 beside it.
+inline constexpr index_t prefill_rows = 32;
+/// Tokens whose queries and outputs are in the workspace at a time; bounds it for prompts of any length.
+inline constexpr index_t prefill_tokens = 256;
+
+/// Attends block [begin, begin + count) for the tokens of one tile: `rows` holds group rows for each token from
+/// `position` on. A block that every token sees whole is one tile; at the causal edge and at the edge of a window each
+/// token reads exactly what it sees, so that a NaN in a row reaches no token that doesn't see it.
+template <class Isa, Scalar T>
+void prefill_block(const Rows<T>& keys, const Rows<T>& values, Range positions, const Queries& queries, index_t group,
+                   index_t position, const AttentionOptions& options, const TileState& state) {
+  const index_t tokens = queries.rows / group;
+  const Visible first(options, position);
+  const Visible last(options, position + tokens - 1);
+  if (positions.end <= first.window.end && positions.begin >= last.window.begin) {
+    attend_block<Isa>(keys, values, positions.begin, positions.size(), queries, options.soft_cap, state, LogitSink{});
+    return;
+  }
+  for (index_t t = 0; t < tokens; ++t) {
+    const Visible visible(options, position + t);
+    const Queries own{queries.first + t * group * queries.stride, queries.stride, group};
+    for (const Range& seen : {visible.sinks, visible.window}) {
+      const Range part{std::max(positions.begin, seen.begin), std::min(positions.end, seen.end)};
+      if (part.size() == 0) continue;
+      attend_block<Isa>(keys, values, part.begin, part.size(), own, options.soft_cap, state.part(t * group, group),
+                        LogitSink{});
+    }
+  }
+}
+
+/// Attention of `tokens` tokens that are the last rows of `kv`: queries [tokens, query_heads, head_dim] to out [tokens,
+/// query_heads, value_dim]. The workspace is reserved by prefill_reserve.
+template <class Isa, Scalar T, class Executor>
+void prefill(const Shape& shape, const AttentionOptions& options, const KvView<T>& kv, const float* queries,
+             index_t tokens, float* out, Workspace<Isa>& workspace, Executor& executor) {
+  const index_t group = shape.group();
+  const index_t tile_tokens = std::max(index_t{1}, prefill_rows / group);
+  for (index_t done = 0; done < tokens; done += prefill_tokens) {
+    const index_t chunk = std::min(prefill_tokens, tokens - done);
+    const index_t tiles = (chunk + tile_tokens - 1) / tile_tokens;
+    const index_t chunk_position = kv.length - tokens + done;
+    workspace.pack_queries(queries + done * shape.query_size(), chunk, shape, options.scale);
+    executor(shape.kv_heads * tiles, [&](index_t task) {
+      const index_t g = task / tiles;
+      const index_t first = (task % tiles) * tile_tokens;
+      const index_t count = std::min(tile_tokens, chunk - first);
+      const Rows<T> keys{kv.key(0, g), kv.key_strides.position, shape.head_dim};
+      const Rows<T> values{kv.value(0, g), kv.value_strides.position, shape.value_dim};
+      const Queries rows = workspace.queries((g * chunk + first) * group, count * group);
+      const TileState state = workspace.tile(task, count * group);
+      state.clear();
+      const index_t position = chunk_position + first;
+      const index_t window = Visible(options, position).window.begin / block * block;
+      const index_t sinks = std::min(window, options.sinks);
+      for (index_t begin = 0; begin < position + count; begin += block) {
+        if (begin >= sinks && begin < window) begin = window;  // no token of the tile sees what is between
+        prefill_block<Isa>(keys, values, Range{begin, std::min(begin + block, position + count)}, rows, group, position,
+                           options, state);
+      }
+      for (index_t r = 0; r < count * group; ++r) {
+        const index_t row = (done + first + r / group) * shape.query_heads + g * group + r % group;
+        state.row(r).normalize(out + row * shape.value_dim, shape.value_dim);
+      }
+    });
+  }
+}
+
+/// Makes room for prefill of any number of tokens.
+template <class Isa>
+void prefill_reserve(const Shape& shape, index_t tokens, Workspace<Isa>& workspace) {
+  const index_t chunk = std::min(tokens, prefill_tokens);
+  const index_t tile_tokens = std::max(index_t{1}, prefill_rows / shape.group());
+  workspace.reserve(chunk * shape.query_heads, shape.head_dim,
+                    shape.kv_heads * ((chunk + tile_tokens - 1) / tile_tokens), tile_tokens * shape.group(),
+                    shape.value_dim);
+}
+
+}  // namespace recycled::inline RECYCLED_ABI::kernels

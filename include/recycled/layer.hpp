@@ -1,0 +1,263 @@
+// Door 1: one attention layer over KV memory that the host owns; the state machine of Recycled Attention.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "recycled/executor/serial.hpp"
+#include "recycled/kernels/prefill.hpp"
+#include "recycled/schedule/fixed_stride.hpp"
+#include "recycled/selection/top_k.hpp"
+#include "recycled/token_attention.hpp"
+#include "recycled/types/statistics.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// Decode attention of one layer that takes a full step when `Policy` says so, keeps the K positions that mattered for
+/// each KV head (`Keep` chooses them), and recycles them in between. The host's cache is read in place; what the layer
+/// owns is the recycle cache, kv_heads * (K + 1) packed rows, and query_heads + 2 kv_heads floats a position for
+/// scores.
+///
+/// A value: copies share nothing. Different objects may be used from different threads at the same time, one object
+/// from one thread at a time. Wrong arguments throw std::invalid_argument and leave the layer as it was.
+template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
+class LayerAttention {
+ public:
+  /// Throws std::invalid_argument for a shape, option or policy that can't be.
+  LayerAttention(const Shape& shape, const LayerOptions& options, const Policy& schedule = {},
+                 const Keep& selection = {})
+      : shape_(detail::checked<T>(shape)),
+        options_(checked(options, shape_)),
+        initial_schedule_(schedule),
+        initial_selection_(selection),
+        schedule_(schedule),
+        attention_(shape_, options_, selection),
+        prompt_(detail::observation_window(selection), shape_.query_size()),
+        ages_(shape_.kv_heads, 0),
+        full_queries_(shape_.query_size(), 0.0F) {
+    detail::validate(schedule);
+    detail::validate(selection);
+    statistics_.heads.resize(static_cast<std::size_t>(shape_.kv_heads));
+  }
+
+  /// One decode step. query [query_heads, head_dim], out [query_heads, value_dim]; the row of the new token is the last
+  /// of `kv`, whose length is one more than at the step before (after a prompt that the layer has not seen: anything).
+  /// `compared`, of query's size, is what the schedule compares instead of the query (before RoPE, say).
+  template <Executor E = Serial>
+  void step(std::span<const float> query, const KvView<T>& kv, std::span<float> out, E&& executor = {},
+            std::span<const float> compared = {}) {
+    check(query, kv, out, 1, compared);
+    const std::span<const float> queries = compared.empty() ? query : compared;
+    prepare(kv, executor);
+    attention_.reserve(kv.length);
+    decide(queries, kv.length);
+    ++step_;
+    length_ = kv.length;
+    attention_.run(query.data(), kv, out.data(), executor);
+    for (index_t g = 0; g < shape_.kv_heads; ++g) account(g, queries);
+  }
+
+  /// Causal attention of a chunk of the prompt: queries [tokens, query_heads, head_dim], out [tokens, query_heads,
+  /// value_dim], and the tokens' rows are the last of `kv`. Chunks of any size give the same bits. The scores of the
+  /// last prompt tokens (the selection's observation window) choose the first recycle cache, at the next step.
+  /// `compared`, of one query's size, stands for the last token.
+  template <Executor E = Serial>
+  void prefill(std::span<const float> queries, const KvView<T>& kv, std::span<float> out, E&& executor = {},
+               std::span<const float> compared = {}) {
+    const index_t tokens = token_count(queries);
+    check(queries, kv, out, tokens, compared);
+    kernels::prefill_reserve(shape_, tokens, attention_.workspace());
+    remember(queries, kv.length, compared);
+    kernels::prefill(shape_, options_.attention, kv, queries.data(), tokens, out.data(), attention_.workspace(),
+                     executor);
+  }
+
+  /// The host ran the prompt (or a part of it) by itself: these are the queries [tokens, query_heads, head_dim] of its
+  /// last tokens, and `length` positions are in the cache now. Without this call the first step is a full one.
+  void observe(std::span<const float> queries, index_t length, std::span<const float> compared = {}) {
+    const index_t tokens = token_count(queries);
+    detail::require(length >= length_ + tokens, "length", length,
+                    "at least " + std::to_string(length_ + tokens) + ": the positions so far and these tokens");
+    check_compared(compared);
+    // Where tokens that nobody saw lie in between, the window can't reach across.
+    if (length > length_ + tokens) prompt_.clear();
+    remember(queries, length, compared);
+  }
+
+  /// Chooses the first recycle cache now, from `kv` that holds at least the prompt, so that the first step need not.
+  /// Does nothing if there was no prompt, or if it is done.
+  template <Executor E = Serial>
+  void prepare(const KvView<T>& kv, E&& executor = {}) {
+    if (prompt_.tokens() == 0) return;
+    detail::check(kv, shape_);
+    detail::require(kv.length >= length_, "KvView.length", kv.length,
+                    "at least the prompt's " + std::to_string(length_));
+    if constexpr (recycles) {
+      attention_.reserve(kv.length);
+      attention_.choose_from_prompt(prompt_, kv, length_, executor);
+      std::fill(ages_.begin(), ages_.end(), index_t{0});
+    }
+    prompt_.clear();
+  }
+
+  /// Takes back all positions from `length` on (speculative decoding). If one of them had cost another its place in the
+  /// recycle cache, the next step of that head is full. Decode steps are counted back, too.
+  void truncate(index_t length) {
+    detail::require(length >= 0 && length <= length_, "length", length, "0 to " + std::to_string(length_));
+    const index_t removed = length_ - length;
+    prompt_.drop(removed);
+    attention_.truncate(length);
+    for (index_t& age : ages_) age = std::max(age - removed, index_t{0});
+    step_ = std::max(step_ - removed, index_t{0});
+    length_ = length;
+  }
+  /// Takes back the last `tokens` positions.
+  void rollback(index_t tokens) {
+    detail::require(tokens >= 0 && tokens <= length_, "tokens", tokens, "0 to " + std::to_string(length_));
+    truncate(length_ - tokens);
+  }
+  /// As newly made, with the memory kept.
+  void clear() {
+    schedule_ = initial_schedule_;
+    attention_.clear(initial_selection_);
+    prompt_.clear();
+    std::fill(ages_.begin(), ages_.end(), index_t{0});
+    std::fill(statistics_.heads.begin(), statistics_.heads.end(), HeadStatistics{});
+    step_ = 0;
+    length_ = 0;
+  }
+
+  /// Positions known so far; 0 before the first call.
+  index_t length() const noexcept { return length_; }
+  const Shape& shape() const noexcept { return shape_; }
+  const LayerStatistics& statistics() const noexcept { return statistics_; }
+  const Policy& schedule() const noexcept { return schedule_; }
+  /// The kind of the last step of a KV head.
+  StepKind last_step(index_t kv_head) const { return attention_.heads()[checked_head(kv_head)].kind; }
+  /// The positions that a KV head holds for the next recycled step, ascending. Empty before prepare() or the first
+  /// step.
+  std::vector<index_t> recycled_positions(index_t kv_head) const {
+    return recycles ? attention_.cache().held(checked_head(kv_head)) : std::vector<index_t>{};
+  }
+
+ private:
+  static constexpr bool recycles = detail::recycles<Policy>;
+
+  static LayerOptions checked(LayerOptions options, const Shape& shape) {
+    constexpr index_t most = index_t{1} << 40;
+    detail::require(options.capacity >= (recycles ? 1 : 0) && options.capacity <= most, "LayerOptions.capacity",
+                    options.capacity, "1 to 2^40 positions");
+    detail::require(options.max_length >= 0 && options.max_length <= most, "LayerOptions.max_length",
+                    options.max_length, "0 to 2^40 positions");
+    options.attention = detail::checked(options.attention, shape);
+    return options;
+  }
+  index_t checked_head(index_t kv_head) const {
+    detail::require(kv_head >= 0 && kv_head < shape_.kv_heads, "kv_head", kv_head,
+                    "0 to " + std::to_string(shape_.kv_heads - 1));
+    return kv_head;
+  }
+  index_t token_count(std::span<const float> queries) const {
+    const auto size = static_cast<index_t>(queries.size());
+    detail::require(size >= shape_.query_size() && size % shape_.query_size() == 0, "query.size()", size,
+                    "a positive multiple of query_heads * head_dim = " + std::to_string(shape_.query_size()));
+    return size / shape_.query_size();
+  }
+  void check_compared(std::span<const float> compared) const {
+    detail::require(compared.empty() || static_cast<index_t>(compared.size()) == shape_.query_size(), "compared.size()",
+                    compared.size(), shape_.query_size());
+  }
+  void check(std::span<const float> queries, const KvView<T>& kv, std::span<float> out, index_t tokens,
+             std::span<const float> compared) const {
+    detail::require(static_cast<index_t>(queries.size()) == tokens * shape_.query_size(), "query.size()",
+                    queries.size(), tokens * shape_.query_size());
+    detail::require(static_cast<index_t>(out.size()) == tokens * shape_.output_size(), "out.size()", out.size(),
+                    tokens * shape_.output_size());
+    check_compared(compared);
+    detail::check(kv, shape_);
+    detail::require(length_ == 0 ? kv.length >= tokens : kv.length == length_ + tokens, "KvView.length", kv.length,
+                    std::to_string(length_ + tokens) + ": " + std::to_string(length_) + " positions so far and " +
+                        std::to_string(tokens) + " new (truncate() takes positions back, observe() skips a prompt)");
+  }
+
+  /// A chunk of the prompt: its last token counts as a full step.
+  void remember(std::span<const float> queries, index_t length, std::span<const float> compared) {
+    prompt_.push(queries);
+    const std::span<const float> last = compared.empty() ? queries.last(full_query_count()) : compared;
+    std::copy(last.begin(), last.end(), full_queries_.begin());
+    for (auto& head : attention_.heads()) head.must_refresh = true;
+    step_ = 0;
+    length_ = length;
+  }
+  std::size_t full_query_count() const { return static_cast<std::size_t>(full_queries_.size()); }
+
+  /// Asks the schedule, once for the layer or for every KV head.
+  void decide(std::span<const float> queries, index_t length) {
+    auto& heads = attention_.heads();
+    StepInfo info{.step = step_ + 1,
+                  .length = length,
+                  .kv_heads = shape_.kv_heads,
+                  .head_dim = shape_.head_dim,
+                  .queries = queries,
+                  .full_queries = {full_queries_.data(), full_query_count()}};
+    if constexpr (detail::per_head<Policy>) {
+      for (index_t g = 0; g < shape_.kv_heads; ++g) {
+        info.kv_head = g;
+        info.age = ages_[g] + 1;
+        info.queries = group_of(queries, g);
+        info.full_queries = group_of({full_queries_.data(), full_query_count()}, g);
+        heads[g].kind = schedule_.decide(info);
+      }
+    } else {
+      info.age = *std::max_element(ages_.begin(), ages_.end()) + 1;
+      const StepKind kind = schedule_.decide(info);
+      for (auto& head : heads) head.kind = kind;
+    }
+    for (auto& head : heads) {
+      if (head.must_refresh || !recycles) head.kind = StepKind::full;
+    }
+  }
+  std::span<const float> group_of(std::span<const float> queries, index_t g) const {
+    const auto size = static_cast<std::size_t>(shape_.group() * shape_.head_dim);
+    return queries.subspan(static_cast<std::size_t>(g) * size, size);
+  }
+
+  /// Ages, statistics, and what the schedule learns: on the calling thread, in the order of the heads.
+  void account(index_t g, std::span<const float> queries) {
+    const auto& head = attention_.heads()[g];
+    HeadStatistics& count = statistics_.heads[static_cast<std::size_t>(g)];
+    count.rows_read += head.rows_read;
+    count.bytes_read += head.bytes_read;
+    if (head.kind == StepKind::recycled) {
+      ++count.recycled_steps;
+      ++ages_[g];
+      return;
+    }
+    ++count.full_steps;
+    ages_[g] = 0;
+    const std::span<const float> group = group_of(queries, g);
+    std::copy(group.begin(), group.end(), full_queries_.data() + g * shape_.group() * shape_.head_dim);
+    if (!head.measured) return;
+    ++count.measured;
+    count.retained_mass += static_cast<double>(head.retained_mass);
+    if constexpr (requires(Policy & policy, const Refresh& refresh) { policy.observe(refresh); }) {
+      schedule_.observe(Refresh{step_, g, shape_.kv_heads, head.retained_mass});
+    }
+  }
+
+  Shape shape_;
+  LayerOptions options_;
+  Policy initial_schedule_;
+  Keep initial_selection_;
+  Policy schedule_;
+  TokenAttention<T, Keep, recycles> attention_;
+  PromptWindow prompt_;
+  Array<index_t> ages_;        // [kv_heads]: steps since the last full one
+  Array<float> full_queries_;  // [query_heads, head_dim]: of every head's last full step
+  index_t step_ = 0;
+  index_t length_ = 0;
+  LayerStatistics statistics_;
+};
+
+}  // namespace recycled::inline RECYCLED_ABI

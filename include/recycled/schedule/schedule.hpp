@@ -1,0 +1,86 @@
+// When to take a full step: the concept.
+#pragma once
+
+#include <cmath>
+#include <concepts>
+#include <span>
+
+#include "recycled/types/error.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// What a step reads.
+enum class StepKind {
+  full,      ///< the whole cache; chooses the recycle cache anew
+  recycled,  ///< the recycle cache and the new token
+};
+
+/// What a schedule knows when it decides: about the whole layer or, if it decides for each KV head, about one head.
+struct StepInfo {
+  index_t step = 0;                     ///< decode steps since the prompt; the first is 1
+  index_t length = 0;                   ///< positions, the new token's included
+  index_t age = 0;                      ///< steps since the last full one of this scope (1 right after it)
+  index_t kv_head = 0;                  ///< which head is asked about; 0 for a whole layer
+  index_t kv_heads = 1;                 ///< how many there are
+  index_t head_dim = 0;                 ///< of the queries below
+  std::span<const float> queries;       ///< [query heads in scope, head_dim], as the host passed them
+  std::span<const float> full_queries;  ///< the same at the last full step; the last prompt token's count as one
+};
+
+/// What a schedule learns from a full step of one KV head.
+struct Refresh {
+  index_t step = 0;
+  index_t kv_head = 0;
+  index_t kv_heads = 1;
+  /// The measured staleness: attention mass that the old set (and the new token) still held, relative to what the new
+  /// set holds; the least over the group's query heads. 1: nothing had been lost; 0: everything had.
+  float retained_mass = 1;
+};
+
+/// A schedule is copyable and decides. One object serves a layer; with `static constexpr bool per_head = true` it is
+/// asked about every KV head, else once about all of them. Optional members:
+///     void observe(const Refresh&)          after every full step of a head that replaced a set
+///     void validate() const                 throws std::invalid_argument, by way of detail::require
+///     static constexpr bool recycles = false  promises to answer `full` always: no recycle cache is kept
+template <class S>
+concept Schedule = std::copyable<S> && requires(S& schedule, const StepInfo& info) {
+  { schedule.decide(info) } -> std::same_as<StepKind>;
+};
+
+namespace detail {
+
+template <class S>
+inline constexpr bool per_head = [] {
+  if constexpr (requires { S::per_head; }) return static_cast<bool>(S::per_head);
+  return false;
+}();
+
+template <class S>
+inline constexpr bool recycles = [] {
+  if constexpr (requires { S::recycles; }) return static_cast<bool>(S::recycles);
+  return true;
+}();
+
+}  // namespace detail
+
+/// Cosine of the angle between the means of two sets of vectors, each [n, dim]. NaN if a mean is zero or not a number.
+inline float mean_cosine(std::span<const float> a, std::span<const float> b, index_t dim) {
+  const auto mean_at = [dim](std::span<const float> set, index_t d) {
+    double sum = 0;
+    for (index_t i = d; i < static_cast<index_t>(set.size()); i += dim) sum += static_cast<double>(set.data()[i]);
+    return sum;
+  };
+  double ab = 0;
+  double aa = 0;
+  double bb = 0;
+  for (index_t d = 0; d < dim; ++d) {
+    const double x = mean_at(a, d);
+    const double y = mean_at(b, d);
+    ab += x * y;
+    aa += x * x;
+    bb += y * y;
+  }
+  return static_cast<float>(ab / std::sqrt(aa * bb));
+}
+
+}  // namespace recycled::inline RECYCLED_ABI

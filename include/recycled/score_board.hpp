@@ -1,0 +1,131 @@
+// What follows a full step's attention: its logits become scores, scores choose, and the choice is compared with the
+// old.
+#pragma once
+
+#include <span>
+
+#include "recycled/cache/recycle_cache.hpp"
+#include "recycled/kernels/select.hpp"
+#include "recycled/selection/selection.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// Scratch of one layer for the logits of a step, a row of positions for each query head, and the choice made from
+/// them. KV heads work on disjoint parts, so they may run in parallel.
+class ScoreBoard {
+ public:
+  ScoreBoard() = default;
+  ScoreBoard(const Shape& shape, index_t capacity)
+      : group_(shape.group()), kv_heads_(shape.kv_heads), capacity_(capacity) {
+    chosen_.resize(detail::checked_product(kv_heads_, capacity_, "recycle cache size"));
+    old_mass_.resize(shape.query_heads);
+  }
+
+  /// Room for `length` positions; at least doubles when it grows.
+  void reserve(index_t length) {
+    if (length <= room_) return;
+    const index_t room = std::max(length, 2 * room_) / 64 * 64 + 64;
+    Array<float> scores(detail::checked_product(kv_heads_ * (group_ + 2), room, "score memory"));
+    Array<std::uint64_t> marks(kv_heads_ * (room / 64), 0);
+    scores_ = std::move(scores);
+    marks_ = std::move(marks);
+    room_ = room;
+  }
+
+  /// Where a step puts the logits of KV head `g`.
+  kernels::LogitSink sink(index_t g) noexcept { return {row(g, 0), room_}; }
+
+  /// The scores of one query are those of KV head g's logits; `visible` limits them.
+  void score(index_t g, std::span<const float> lse, const Visible& visible) noexcept {
+    for (index_t r = 0; r < group_; ++r) hide(row(g, r), visible);
+    kernels::group_log_weights(row(g, 0), room_, lse, visible.window.end, log_weights(g));
+  }
+
+  /// Takes the scores of query `i` of `n` prompt queries, which saw `seen` positions, into a mean over all of them;
+  /// after the last, which saw `total`, that mean is what choose() goes by.
+  void average(index_t g, index_t seen, index_t total, index_t i, index_t n) noexcept {
+    float* const mean = ranks(g);
+    if (i == 0) std::fill(mean, mean + total, 0.0F);
+    for (index_t j = 0; j < seen; ++j) mean[j] += std::exp(log_weights(g)[j]) / static_cast<float>(n);
+    if (i + 1 < n) return;
+    for (index_t j = 0; j < total; ++j) log_weights(g)[j] = std::log(mean[j]);
+  }
+
+  /// Replaces the set of KV head `g` by what `selection` makes of the scores. `view` holds at least the positions seen.
+  template <Scalar T, Selection Keep>
+  void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view,
+              RecycleCache<T>& cache) noexcept {
+    const index_t length = visible.window.end;
+    const std::span<float> ranked(ranks(g), static_cast<std::size_t>(length));
+    selection.rank(Scores{{log_weights(g), ranked.size()}}, ranked);
+    // Not -infinity: a visible position may have that, and it comes before what can't be seen.
+    for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
+      ranks(g)[j] = std::numeric_limits<float>::quiet_NaN();
+    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
+    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
+    cache.rebuild(g, chosen, ranked, view, length - 1, marks_.data() + g * (room_ / 64));
+  }
+
+  /// Before a choice: notes the share of every query row's attention mass that the set and the new token at `own` hold.
+  template <Scalar T>
+  void measure_old(index_t g, std::span<const float> lse, index_t own, RecycleCache<T>& cache) noexcept {
+    cache.close_gap(g);
+    for (index_t r = 0; r < group_; ++r) {
+      const float own_weight = std::exp(row(g, r)[own] - lse.data()[r]);
+      old_mass_[g * group_ + r] = kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g)) + own_weight;
+    }
+  }
+  /// After it: what was noted relative to what the new set holds, the least over the group. See Refresh::retained_mass.
+  template <Scalar T>
+  float retained_mass(index_t g, std::span<const float> lse, const RecycleCache<T>& cache) const noexcept {
+    float least = 1;
+    for (index_t r = 0; r < group_; ++r) {
+      const float share = old_mass_[g * group_ + r] / kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g));
+      least = share < least ? share : least;
+    }
+    return least;
+  }
+
+  /// Tells `selection` what a recycled step saw. The logits stand slot by slot or, if the step read the host's cache
+  /// because nothing was missing from the set, by position.
+  template <Scalar T, Selection Keep>
+  void attended(index_t g, std::span<const float> lse, bool by_position, Keep& selection,
+                RecycleCache<T>& cache) noexcept {
+    const std::span<const index_t> positions = cache.positions(g);
+    float* const weights = log_weights(g);
+    for (std::size_t s = 0; s < positions.size(); ++s) {
+      const index_t place = by_position ? positions[s] : static_cast<index_t>(s);
+      float largest = row(g, 0)[place] - lse[0];
+      for (index_t r = 1; r < group_; ++r) largest = std::max(largest, row(g, r)[place] - lse.data()[r]);
+      weights[s] = largest;
+    }
+    selection.attended(Attended{positions, {weights, positions.size()}}, cache.ranks(g));
+  }
+
+ private:
+  using Isa = simd::native;
+
+  float* row(index_t g, index_t r) noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
+  const float* row(index_t g, index_t r) const noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
+  float* log_weights(index_t g) noexcept { return row(g, group_); }
+  float* ranks(index_t g) noexcept { return row(g, group_ + 1); }
+  std::span<index_t> chosen_of(index_t g, index_t count) noexcept {
+    return {chosen_.data() + g * capacity_, static_cast<std::size_t>(count)};
+  }
+  static void hide(float* values, const Visible& visible) noexcept {
+    if (visible.window.begin > visible.sinks.end) {
+      std::fill(values + visible.sinks.end, values + visible.window.begin, -std::numeric_limits<float>::infinity());
+    }
+  }
+
+  index_t group_ = 1;
+  index_t kv_heads_ = 0;
+  index_t capacity_ = 0;
+  index_t room_ = 0;
+  Array<float> scores_;         // [kv_heads, group + 2, room]: logits, then log-weights and ranks
+  Array<std::uint64_t> marks_;  // [kv_heads, room / 64]
+  Array<index_t> chosen_;       // [kv_heads, capacity]
+  Array<float> old_mass_;       // [query_heads]
+};
+
+}  // namespace recycled::inline RECYCLED_ABI

@@ -1,0 +1,58 @@
+// What to keep: the concept.
+#pragma once
+
+#include <concepts>
+#include <span>
+
+#include "recycled/types/error.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// What a full step measured for one KV head: for every position the logarithm of its attention weight, the largest
+/// over the group's query heads (with an observation window: of the mean of that over its queries). Never above 0;
+/// -infinity where the token doesn't see the position.
+struct Scores {
+  std::span<const float> log_weights;  ///< [length]
+};
+
+/// What a recycled step attended to, slot by slot; entries keep their slots until they leave.
+struct Attended {
+  std::span<const index_t> positions;
+  std::span<const float> log_weights;  ///< as in Scores
+};
+
+/// The rank of a token that joined since the last full step: it has no score yet and outranks every scored one. A
+/// selection that wants to pin an entry for good ranks it infinity.
+inline constexpr float newcomer_rank = std::numeric_limits<float>::max();
+
+/// A selection ranks positions; the library keeps the K of highest rank (ties to the lower position), and at a recycled
+/// step the entry of lowest rank leaves (of equals, the lowest position: the oldest). Every KV head has its own copy of
+/// the object, so state needs no index. Optional members:
+///     index_t observation_window            prompt queries whose mean weights choose the first set; 1 if absent
+///     void attended(const Attended&, std::span<float> ranks)
+///                                            after a recycled step, before an entry leaves; may change ranks
+///     void validate() const                 throws std::invalid_argument
+template <class S>
+concept Selection = std::copyable<S> && requires(S& selection, const Scores& scores, std::span<float> ranks) {
+  selection.rank(scores, ranks);
+};
+
+namespace detail {
+
+template <class S>
+index_t observation_window(const S& selection) {
+  if constexpr (requires { selection.observation_window; }) {
+    return selection.observation_window;
+  } else {
+    return 1;
+  }
+}
+
+template <class S>
+inline constexpr bool wants_attended = requires(S& selection, const Attended& attended, std::span<float> ranks) {
+  selection.attended(attended, ranks);
+};
+
+}  // namespace detail
+
+}  // namespace recycled::inline RECYCLED_ABI

@@ -1,0 +1,66 @@
+// AVX2 with FMA and F16C: eight floats, sixteen registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include "recycled/simd/generic.hpp"
+
+namespace recycled::inline RECYCLED_ABI::simd {
+
+/// What each operation means: simd/generic.hpp.
+struct avx2 {
+  static constexpr const char* name = "avx2";
+  static constexpr int width = 8;
+  static constexpr int score_rows = 3;  // 4 x 3 sums, 3 queries, 1 key: all 16 registers
+  static constexpr int value_rows = 4;
+  static constexpr int accumulators = 12;
+
+  using vec = __m256;
+
+  static vec broadcast(float x) { return _mm256_set1_ps(x); }
+  static vec zero() { return _mm256_setzero_ps(); }
+  static vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static vec load(const half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static vec load(const bfloat16* p) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+  }
+  static vec load(const q8_0& block, index_t offset) {
+    const __m128i quants = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.quants + offset));
+    const vec scale = _mm256_set1_ps(_cvtsh_ss(Eigen::numext::bit_cast<std::uint16_t>(block.scale)));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(quants)), scale);
+  }
+  static void store(float* p, vec a) { _mm256_storeu_ps(p, a); }
+
+  static vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
+  static vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+  static vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+  static vec div(vec a, vec b) { return _mm256_div_ps(a, b); }
+  static vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
+  static vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
+  static vec select_less(vec x, vec y, vec a, vec b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ)); }
+  static vec round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static vec scale_by_power_of_2(vec a, vec n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  }
+
+  static float reduce_add(vec a) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static float reduce_max(vec a) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  // One transpose of four accumulators in place of four reductions: 11 instructions, not 24.
+  static void store_sums(float* sums, vec a, vec b, vec c, vec d) {
+    const vec abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+  }
+};
+
+}  // namespace recycled::inline RECYCLED_ABI::simd

@@ -1,0 +1,84 @@
+// AVX-512 (F, BW, DQ, VL): sixteen floats, thirty-two registers, masks for the ends of rows.
+#pragma once
+
+#include <immintrin.h>
+
+#include "recycled/simd/generic.hpp"
+
+namespace recycled::inline RECYCLED_ABI::simd {
+
+/// What each operation means: simd/generic.hpp.
+struct avx512 {
+  static constexpr const char* name = "avx512";
+  static constexpr int width = 16;
+  static constexpr int score_rows = 4;  // 4 x 4 sums, 4 queries, 4 keys: 24 of 32 registers
+  static constexpr int value_rows = 4;
+  static constexpr int accumulators = 16;
+
+  using vec = __m512;
+
+  static vec broadcast(float x) { return _mm512_set1_ps(x); }
+  static vec zero() { return _mm512_setzero_ps(); }
+  static vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static vec load(const half* p) { return widen_half(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static vec load(const bfloat16* p) { return widen_bfloat(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static vec load(const q8_0& block, index_t offset) {
+    const __m128i quants = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.quants + offset));
+    const vec scale = _mm512_set1_ps(_cvtsh_ss(Eigen::numext::bit_cast<std::uint16_t>(block.scale)));
+    return _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(all, _mm512_maskz_cvtepi8_epi32(all, quants)), scale);
+  }
+  // The first n < width values, zeros behind them; nothing beyond them is read.
+  static vec load_first(const float* p, index_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static vec load_first(const half* p, index_t n) { return widen_half(_mm256_maskz_loadu_epi16(mask(n), p)); }
+  static vec load_first(const bfloat16* p, index_t n) { return widen_bfloat(_mm256_maskz_loadu_epi16(mask(n), p)); }
+  static void store(float* p, vec a) { _mm512_storeu_ps(p, a); }
+
+  static vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
+  static vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+  static vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+  static vec div(vec a, vec b) { return _mm512_div_ps(a, b); }
+  static vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static vec max(vec a, vec b) { return _mm512_maskz_max_ps(all, a, b); }
+  static vec min(vec a, vec b) { return _mm512_maskz_min_ps(all, a, b); }
+  static vec select_less(vec x, vec y, vec a, vec b) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
+  }
+  static vec round(vec a) { return _mm512_maskz_roundscale_ps(all, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static vec scale_by_power_of_2(vec a, vec n) { return _mm512_maskz_scalef_ps(all, a, n); }
+
+  static float reduce_add(vec a) {
+    const __m256 half = _mm256_add_ps(low(a), high(a));
+    __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+  }
+  static float reduce_max(vec a) {
+    const __m256 half = _mm256_max_ps(low(a), high(a));
+    __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
+  }
+  // One transpose of four accumulators: every 128-bit lane gets its partial sums of a, b, c, d, then the lanes add up.
+  static void store_sums(float* sums, vec a, vec b, vec c, vec d) {
+    const vec ab = _mm512_add_ps(_mm512_maskz_unpacklo_ps(all, a, b), _mm512_maskz_unpackhi_ps(all, a, b));
+    const vec cd = _mm512_add_ps(_mm512_maskz_unpacklo_ps(all, c, d), _mm512_maskz_unpackhi_ps(all, c, d));
+    const vec abcd = _mm512_add_ps(_mm512_maskz_shuffle_ps(all, ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
+                                   _mm512_maskz_shuffle_ps(all, ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
+    const __m256 lanes = _mm256_add_ps(low(abcd), high(abcd));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1)));
+  }
+
+ private:
+  static __mmask16 mask(index_t n) { return static_cast<__mmask16>((1U << n) - 1U); }
+  // Zero-masking forms under a full mask: the plain ones start from a register that GCC 12 takes for uninitialised, and
+  // its warning would reach the host's build.
+  static constexpr __mmask16 all = 0xFFFF;
+  static __m256 low(vec a) { return _mm512_maskz_extractf32x8_ps(0xFF, a, 0); }
+  static __m256 high(vec a) { return _mm512_maskz_extractf32x8_ps(0xFF, a, 1); }
+  static vec widen_half(__m256i halfs) { return _mm512_maskz_cvtph_ps(all, halfs); }
+  static vec widen_bfloat(__m256i bfloats) {
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(all, _mm512_maskz_cvtepu16_epi32(all, bfloats), 16));
+  }
+};
+
+}  // namespace recycled::inline RECYCLED_ABI::simd

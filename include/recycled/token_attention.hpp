@@ -1,0 +1,193 @@
+// One token through one layer, once it is known which kind of step each KV head takes.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "recycled/cache/prompt_window.hpp"
+#include "recycled/kernels/decode.hpp"
+#include "recycled/schedule/schedule.hpp"
+#include "recycled/score_board.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// How a layer recycles.
+struct LayerOptions {
+  index_t capacity = 0;    ///< K: positions kept for each KV head; the paper takes an eighth of the context
+  index_t max_length = 0;  ///< positions to size all buffers for; beyond it (or at 0) they grow by doubling
+  AttentionOptions attention = {};
+};
+
+/// Reads the rows that a step reads, merges, and leaves the recycle cache ready for the next token. `Recycles` is false
+/// for a layer that takes full steps alone: then no recycle cache and no scores are kept. Arguments are checked by the
+/// caller.
+template <Scalar T, Selection Keep, bool Recycles>
+class TokenAttention {
+ public:
+  /// A KV head's step: the caller sets `kind`, run() the rest.
+  struct Head {
+    StepKind kind = StepKind::full;
+    bool must_refresh = true;     ///< there is no set, or something is missing from it: the next step has to be full
+    bool reads_host = true;       ///< the host's rows were read, not the recycle cache
+    bool measured = false;        ///< a full step found an old set to compare with,
+    float retained_mass = 1;      ///< and this is what it still held (Refresh::retained_mass)
+    std::uint64_t rows_read = 0;  ///< by the last step
+    std::uint64_t bytes_read = 0;
+  };
+
+  TokenAttention(const Shape& shape, const LayerOptions& options, const Keep& selection)
+      : shape_(shape),
+        options_(options.attention),
+        selections_(static_cast<std::size_t>(shape.kv_heads), selection),
+        heads_(shape.kv_heads, Head{}),
+        work_(shape.kv_heads),
+        lse_(shape.query_heads) {
+    if constexpr (Recycles) {
+      cache_ = RecycleCache<T>(shape, options.capacity);
+      scores_ = ScoreBoard(shape, options.capacity);
+    }
+    reserve(options.max_length);
+  }
+
+  /// Makes room for a step over `length` positions: nothing allocates after it.
+  void reserve(index_t length) {
+    workspace_.reserve(shape_.query_heads, shape_.head_dim, shape_.kv_heads * kernels::Cut::most_pieces, shape_.group(),
+                       shape_.value_dim);
+    if constexpr (Recycles) scores_.reserve(length);
+  }
+  kernels::Workspace<simd::native>& workspace() noexcept { return workspace_; }
+  Array<Head>& heads() noexcept { return heads_; }
+  const Array<Head>& heads() const noexcept { return heads_; }
+  const RecycleCache<T>& cache() const noexcept { return cache_; }
+
+  /// The step of the token whose row is the last of `kv`.
+  template <class E>
+  void run(const float* query, const KvView<T>& kv, float* out, E& executor) {
+    for (index_t g = 0; g < shape_.kv_heads; ++g) lay_out(g, kv);
+    attend(query, executor);
+    executor(shape_.kv_heads, [&](index_t g) { finish(g, kv, out); });
+  }
+
+  /// Chooses the first sets by the prompt's last queries, on average over the window; `length` positions are the
+  /// prompt.
+  template <class E>
+  void choose_from_prompt(const PromptWindow& window, const KvView<T>& kv, index_t length, E& executor) {
+    const index_t tokens = window.tokens();
+    for (index_t i = 0; i < tokens; ++i) {
+      const index_t seen = length - tokens + 1 + i;
+      const Visible visible(options_, seen - 1);
+      for (index_t g = 0; g < shape_.kv_heads; ++g) work_[g] = host_work(g, kv, visible, true);
+      attend(window.query(i), executor);
+      executor(shape_.kv_heads, [&](index_t g) {
+        merge(g, nullptr);
+        scores_.score(g, lse_of(g), visible);
+        if (tokens > 1) scores_.average(g, seen, length, i, tokens);
+        if (i + 1 == tokens) scores_.choose(g, selection(g), visible, kv, cache_);
+      });
+    }
+    for (Head& head : heads_) head.must_refresh = false;
+  }
+
+  /// Positions from `length` on are gone.
+  void truncate(index_t length) noexcept {
+    for (index_t g = 0; g < shape_.kv_heads && Recycles; ++g) {
+      if (cache_.last_evictor(g) >= length) heads_[g].must_refresh = true;
+      cache_.truncate(g, length);
+    }
+  }
+  void clear(const Keep& selection) {
+    selections_.assign(selections_.size(), selection);
+    std::fill(heads_.begin(), heads_.end(), Head{});
+    cache_.clear();
+  }
+
+ private:
+  using Isa = simd::native;
+
+  Keep& selection(index_t g) { return selections_[static_cast<std::size_t>(g)]; }
+  std::span<const float> lse_of(index_t g) const {
+    return {lse_.data() + g * shape_.group(), static_cast<std::size_t>(shape_.group())};
+  }
+
+  /// The rows that `visible` names in the host's memory.
+  kernels::HeadWork<T> host_work(index_t g, const KvView<T>& kv, const Visible& visible, bool keep_logits) {
+    return {.keys = {kv.key(0, g), kv.key_strides.position, shape_.head_dim},
+            .values = {kv.value(0, g), kv.value_strides.position, shape_.value_dim},
+            .sinks = visible.sinks,
+            .window = visible.window,
+            .sink = keep_logits ? scores_.sink(g) : kernels::LogitSink{}};
+  }
+
+  /// Decides what KV head `g` reads; for a recycled step the new token joins the set.
+  void lay_out(index_t g, const KvView<T>& kv) {
+    Head& head = heads_[g];
+    const index_t own = kv.length - 1;
+    const Visible visible(options_, own);
+    const bool recycled = Recycles && head.kind == StepKind::recycled;
+    head.reads_host = true;
+    if (recycled) {
+      if (visible.window.begin > visible.sinks.end) cache_.remove(g, visible.window.begin - 1, own);
+      // A set from which nothing is missing is read where it came from: a full step's rows, cuts and bits.
+      head.reads_host = cache_.size(g) + 1 == visible.size();
+      cache_.insert(g, own, kv);
+    }
+    const bool keep_logits = Recycles && (!recycled || detail::wants_attended<Keep>);
+    work_[g] = host_work(g, kv, visible, keep_logits);
+    if (!head.reads_host) {
+      work_[g].keys = cache_.keys(g);
+      work_[g].values = cache_.values(g);
+      work_[g].sinks = {};
+      work_[g].window = {0, cache_.size(g)};
+    }
+    head.rows_read = static_cast<std::uint64_t>(work_[g].size());
+    head.bytes_read = head.rows_read * static_cast<std::uint64_t>(work_[g].keys.bytes() + work_[g].values.bytes());
+  }
+
+  /// Runs all pieces of all heads.
+  template <class E>
+  void attend(const float* query, E& executor) {
+    workspace_.pack_queries(query, 1, shape_, options_.scale);
+    const std::span<kernels::HeadWork<T>> heads{work_.data(), static_cast<std::size_t>(work_.size())};
+    executor(kernels::assign_tiles(heads), [&](index_t tile) {
+      kernels::attend_piece<Isa, T>(heads, tile, shape_.group(), options_.soft_cap, workspace_);
+    });
+  }
+  void merge(index_t g, float* out) noexcept {
+    kernels::merge_pieces(work_[g], shape_.group(), shape_.value_dim, workspace_, out,
+                          lse_.data() + g * shape_.group());
+  }
+
+  /// After a head's pieces: its output, then a new set, or the one entry that leaves.
+  void finish(index_t g, const KvView<T>& kv, float* out) noexcept {
+    merge(g, out + g * shape_.group() * shape_.value_dim);
+    if constexpr (Recycles) {
+      Head& head = heads_[g];
+      if (head.kind == StepKind::recycled) {
+        if constexpr (detail::wants_attended<Keep>) {
+          scores_.attended(g, lse_of(g), head.reads_host, selection(g), cache_);
+        }
+        return cache_.settle(g, kv.length - 1);
+      }
+      const Visible visible(options_, kv.length - 1);
+      scores_.score(g, lse_of(g), visible);
+      head.measured = !head.must_refresh;
+      if (head.measured) scores_.measure_old(g, lse_of(g), kv.length - 1, cache_);
+      scores_.choose(g, selection(g), visible, kv, cache_);
+      if (head.measured) head.retained_mass = scores_.retained_mass(g, lse_of(g), cache_);
+      // Scores that are no numbers choose nothing sensible: the next step looks again.
+      head.must_refresh = std::any_of(lse_of(g).begin(), lse_of(g).end(), [](float lse) { return lse != lse; });
+    }
+  }
+
+  Shape shape_;
+  AttentionOptions options_;
+  std::vector<Keep> selections_;  // one for each KV head
+  RecycleCache<T> cache_;
+  ScoreBoard scores_;
+  kernels::Workspace<Isa> workspace_;
+  Array<Head> heads_;
+  Array<kernels::HeadWork<T>> work_;
+  Array<float> lse_;  // [query_heads]
+};
+
+}  // namespace recycled::inline RECYCLED_ABI

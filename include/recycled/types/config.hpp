@@ -1,0 +1,46 @@
+// Which instruction set this translation unit is compiled for, and the namespace that keeps it apart.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && \
+    defined(__FMA__) && defined(__F16C__)
+#define RECYCLED_HAS_AVX512 1
+#endif
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define RECYCLED_HAS_AVX2 1
+#endif
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#define RECYCLED_HAS_NEON 1
+#endif
+#if defined(__cpp_exceptions)
+#define RECYCLED_HAS_EXCEPTIONS 1
+#endif
+
+// Every name of the library lives in an inline namespace that says how it was compiled. Two objects built with
+// different -march (or one of them with -fno-exceptions) then share no weak symbol, and the linker can't hand the code
+// of one to the other: a program may carry several builds and choose at run time.
+#if defined(RECYCLED_HAS_EXCEPTIONS)
+#define RECYCLED_ABI_NAME(isa) isa##_v0
+#else
+#define RECYCLED_ABI_NAME(isa) isa##_nothrow_v0
+#endif
+
+#if defined(RECYCLED_HAS_AVX512) && defined(__AVX512BF16__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(avx512bf16)
+#elif defined(RECYCLED_HAS_AVX512)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(avx512)
+#elif defined(RECYCLED_HAS_AVX2)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(avx2)
+#elif defined(RECYCLED_HAS_NEON)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(neon)
+#else
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic)
+#endif
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// Counts, positions, strides and sizes: signed and 64 bits wide on every platform.
+using index_t = std::int64_t;
+
+}  // namespace recycled::inline RECYCLED_ABI

@@ -1,0 +1,71 @@
+// A look at KV memory that somebody else owns: nothing is copied, any layout with contiguous rows will do.
+#pragma once
+
+#include "recycled/types/shape.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// Distance from one row to the next position's and to the next head's, in elements of the KV type (q8_0: in blocks).
+struct Strides {
+  index_t position = 0;
+  index_t head = 0;
+};
+
+/// Keys and values of one layer: the row of position j and KV head g starts at keys + j * key_strides.position +
+/// g * key_strides.head, and is contiguous. No alignment is asked for beyond T's own.
+template <Scalar T>
+struct KvView {
+  const T* keys = nullptr;
+  const T* values = nullptr;
+  Strides key_strides;
+  Strides value_strides;
+  index_t length = 0;  ///< positions that may be read; when a token is decoded, its own row is the last of them
+
+  const T* key(index_t position, index_t head) const noexcept {
+    return keys + position * key_strides.position + head * key_strides.head;
+  }
+  const T* value(index_t position, index_t head) const noexcept {
+    return values + position * value_strides.position + head * value_strides.head;
+  }
+
+  /// The layout [position, head, dim]: what llama.cpp keeps, and what a projection writes.
+  static KvView position_major(const T* keys, const T* values, Shape shape, index_t length) {
+    const auto [key_row, value_row] = row_elements(shape);
+    return {keys, values, {shape.kv_heads * key_row, key_row}, {shape.kv_heads * value_row, value_row}, length};
+  }
+  /// The layout [head, position, dim], with room for `max_length` positions in every head.
+  static KvView head_major(const T* keys, const T* values, Shape shape, index_t length, index_t max_length) {
+    const auto [key_row, value_row] = row_elements(shape);
+    return {keys, values, {key_row, max_length * key_row}, {value_row, max_length * value_row}, length};
+  }
+
+ private:
+  static std::pair<index_t, index_t> row_elements(Shape shape) {
+    shape = detail::checked<T>(shape);
+    return {shape.head_dim / values_per_element<T>, shape.value_dim / values_per_element<T>};
+  }
+};
+
+namespace detail {
+
+/// Throws std::invalid_argument unless `view` can be a layer of `shape` (already checked).
+template <Scalar T>
+void check(const KvView<T>& view, const Shape& shape) {
+  require(view.length >= 1, "KvView.length", view.length, "at least 1: the new token's row is already in it");
+  require(view.keys != nullptr, "KvView.keys", "null", "a pointer to the first key");
+  require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
+  const auto stride = [&](index_t value, index_t row, index_t count, std::string_view name) {
+    require(count == 1 || (value >= row && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value,
+            "at least one row of " + std::to_string(row) + " elements, and no overflow over " + std::to_string(count));
+  };
+  const index_t key_row = shape.head_dim / values_per_element<T>;
+  const index_t value_row = shape.value_dim / values_per_element<T>;
+  stride(view.key_strides.position, key_row, view.length, "KvView.key_strides.position");
+  stride(view.key_strides.head, key_row, shape.kv_heads, "KvView.key_strides.head");
+  stride(view.value_strides.position, value_row, view.length, "KvView.value_strides.position");
+  stride(view.value_strides.head, value_row, shape.kv_heads, "KvView.value_strides.head");
+}
+
+}  // namespace detail
+
+}  // namespace recycled::inline RECYCLED_ABI

@@ -1,0 +1,45 @@
+// What a layer did, in plain numbers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "recycled/types/config.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// One KV head of one layer since it was made or cleared. Prefill is not counted.
+struct HeadStatistics {
+  std::uint64_t full_steps = 0;
+  std::uint64_t recycled_steps = 0;
+  std::uint64_t rows_read = 0;   ///< KV rows attended to: the length at a full step, capacity + 1 at a recycled one
+  std::uint64_t bytes_read = 0;  ///< bytes of those rows, keys and values
+  std::uint64_t measured = 0;    ///< full steps that found an old set to measure
+  double retained_mass = 0;      ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass
+
+  /// Adds up two heads, layers or sequences.
+  HeadStatistics& operator+=(const HeadStatistics& other) {
+    full_steps += other.full_steps;
+    recycled_steps += other.recycled_steps;
+    rows_read += other.rows_read;
+    bytes_read += other.bytes_read;
+    measured += other.measured;
+    retained_mass += other.retained_mass;
+    return *this;
+  }
+  friend bool operator==(const HeadStatistics&, const HeadStatistics&) = default;
+};
+
+/// One layer: an entry for each KV head.
+struct LayerStatistics {
+  std::vector<HeadStatistics> heads;
+
+  HeadStatistics total() const {
+    HeadStatistics sum;
+    for (const HeadStatistics& head : heads) sum += head;
+    return sum;
+  }
+  friend bool operator==(const LayerStatistics&, const LayerStatistics&) = default;
+};
+
+}  // namespace recycled::inline RECYCLED_ABI
