@@ -123,10 +123,11 @@ class Decoder {
     const auto check = [&](std::span<const float> given, index_t dim, std::string_view name) {
       const index_t expected = tokens * shape.kv_heads * dim;
       detail::require(static_cast<index_t>(given.size()) == expected, name, given.size(),
-                      std::to_string(expected) + " = tokens * kv_heads * " + std::to_string(dim));
+                      [&] { return std::to_string(expected) + " = tokens * kv_heads * " + std::to_string(dim); });
     };
-    detail::require(tokens >= 1, "query.size()", queries.size(),
-                    "query_heads * head_dim = " + std::to_string(shape.query_size()) + " for each token");
+    detail::require(tokens >= 1, "query.size()", queries.size(), [&] {
+      return "query_heads * head_dim = " + std::to_string(shape.query_size()) + " for each token";
+    });
     check(keys, shape.head_dim, "key.size()");
     check(values, shape.value_dim, "value.size()");
     attend(both.attention, both.cache.stage(keys.data(), values.data(), tokens));

@@ -77,8 +77,9 @@ class LayerAttention {
   /// last tokens, and `length` positions are in the cache now. Without this call the first step is a full one.
   void observe(std::span<const float> queries, index_t length, std::span<const float> compared = {}) {
     const index_t tokens = token_count(queries);
-    detail::require(length >= length_ + tokens, "length", length,
-                    "at least " + std::to_string(length_ + tokens) + ": the positions so far and these tokens");
+    detail::require(length >= length_ + tokens, "length", length, [&] {
+      return "at least " + std::to_string(length_ + tokens) + ": the positions so far and these tokens";
+    });
     check_compared(compared);
     // Where tokens that nobody saw lie in between, the window can't reach across.
     if (length > length_ + tokens) prompt_.clear();
@@ -92,7 +93,7 @@ class LayerAttention {
     if (prompt_.tokens() == 0) return;
     detail::check(kv, shape_);
     detail::require(kv.length >= length_, "KvView.length", kv.length,
-                    "at least the prompt's " + std::to_string(length_));
+                    [this] { return "at least the prompt's " + std::to_string(length_); });
     if constexpr (recycles) {
       attention_.reserve(kv.length);
       attention_.choose_from_prompt(prompt_, kv, length_, executor);
@@ -107,6 +108,9 @@ class LayerAttention {
     detail::require(length >= 0 && length <= length_, "length", length, "0 to " + std::to_string(length_));
     const index_t removed = length_ - length;
     prompt_.drop(removed);
+    if (removed > 0 && prompt_.tokens() > 0) {  // the prompt ends earlier: its last token counts as the full step
+      std::copy_n(prompt_.query(prompt_.tokens() - 1), full_queries_.size(), full_queries_.data());
+    }
     attention_.truncate(length);
     for (index_t& age : ages_) age = std::max(age - removed, index_t{0});
     step_ = std::max(step_ - removed, index_t{0});
@@ -123,6 +127,7 @@ class LayerAttention {
     attention_.clear(initial_selection_);
     prompt_.clear();
     std::fill(ages_.begin(), ages_.end(), index_t{0});
+    std::fill(full_queries_.begin(), full_queries_.end(), 0.0F);
     std::fill(statistics_.heads.begin(), statistics_.heads.end(), HeadStatistics{});
     step_ = 0;
     length_ = 0;
@@ -150,6 +155,10 @@ class LayerAttention {
                     options.capacity, "1 to 2^40 positions");
     detail::require(options.max_length >= 0 && options.max_length <= most, "LayerOptions.max_length",
                     options.max_length, "0 to 2^40 positions");
+    if constexpr (recycles) {  // each count is sound, their product may not be
+      const index_t slots = detail::checked_product(shape.kv_heads, options.capacity + 1, "recycle cache size");
+      detail::checked_product(slots, std::max(shape.head_dim, shape.value_dim), "recycle cache size");
+    }
     options.attention = detail::checked(options.attention, shape);
     return options;
   }
@@ -160,8 +169,9 @@ class LayerAttention {
   }
   index_t token_count(std::span<const float> queries) const {
     const auto size = static_cast<index_t>(queries.size());
-    detail::require(size >= shape_.query_size() && size % shape_.query_size() == 0, "query.size()", size,
-                    "a positive multiple of query_heads * head_dim = " + std::to_string(shape_.query_size()));
+    detail::require(size >= shape_.query_size() && size % shape_.query_size() == 0, "query.size()", size, [this] {
+      return "a positive multiple of query_heads * head_dim = " + std::to_string(shape_.query_size());
+    });
     return size / shape_.query_size();
   }
   void check_compared(std::span<const float> compared) const {
@@ -176,9 +186,11 @@ class LayerAttention {
                     tokens * shape_.output_size());
     check_compared(compared);
     detail::check(kv, shape_);
-    detail::require(length_ == 0 ? kv.length >= tokens : kv.length == length_ + tokens, "KvView.length", kv.length,
-                    std::to_string(length_ + tokens) + ": " + std::to_string(length_) + " positions so far and " +
-                        std::to_string(tokens) + " new (truncate() takes positions back, observe() skips a prompt)");
+    detail::require(
+        length_ == 0 ? kv.length >= tokens : kv.length == length_ + tokens, "KvView.length", kv.length, [&] {
+          return std::to_string(length_ + tokens) + ": " + std::to_string(length_) + " positions so far and " +
+                 std::to_string(tokens) + " new (truncate() takes positions back, observe() skips a prompt)";
+        });
   }
 
   /// A chunk of the prompt: its last token counts as a full step.

@@ -82,16 +82,17 @@ class TokenAttention {
         merge(g, nullptr);
         scores_.score(g, lse_of(g), visible);
         if (tokens > 1) scores_.average(g, seen, length, i, tokens);
+        heads_[g].must_refresh = !is_sound(g) || (i > 0 && heads_[g].must_refresh);
         if (i + 1 == tokens) scores_.choose(g, selection(g), visible, kv, cache_);
       });
     }
-    for (Head& head : heads_) head.must_refresh = false;
   }
 
   /// Positions from `length` on are gone.
   void truncate(index_t length) noexcept {
     for (index_t g = 0; g < shape_.kv_heads && Recycles; ++g) {
-      if (cache_.last_evictor(g) >= length) heads_[g].must_refresh = true;
+      // A layer that holds nothing may meet a cache of any length next.
+      if (length == 0 || cache_.last_evictor(g) >= length) heads_[g].must_refresh = true;
       cache_.truncate(g, length);
     }
   }
@@ -173,10 +174,14 @@ class TokenAttention {
       head.measured = !head.must_refresh;
       if (head.measured) scores_.measure_old(g, lse_of(g), kv.length - 1, cache_);
       scores_.choose(g, selection(g), visible, kv, cache_);
+      head.must_refresh = !is_sound(g);
       if (head.measured) head.retained_mass = scores_.retained_mass(g, lse_of(g), cache_);
-      // Scores that are no numbers choose nothing sensible: the next step looks again.
-      head.must_refresh = std::any_of(lse_of(g).begin(), lse_of(g).end(), [](float lse) { return lse != lse; });
     }
+  }
+
+  /// Scores that are no numbers choose nothing sensible: then the next step looks again.
+  bool is_sound(index_t g) const noexcept {
+    return std::none_of(lse_of(g).begin(), lse_of(g).end(), [](float lse) { return lse != lse; });
   }
 
   Shape shape_;

@@ -20,7 +20,8 @@ struct Cut {
   index_t piece;  ///< positions in a piece, whole blocks
 
   explicit Cut(index_t n) : positions(n), piece(std::max(4 * block, (n / most_pieces / block + 1) * block)) {}
-  index_t pieces() const noexcept { return (positions + piece - 1) / piece; }
+  /// At least one: a head without positions has a tile to say so.
+  index_t pieces() const noexcept { return std::max(index_t{1}, (positions + piece - 1) / piece); }
 };
 
 /// What one KV head attends to in this step.

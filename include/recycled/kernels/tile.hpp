@@ -120,13 +120,9 @@ float soften(float* logits, index_t count, float& max, float& sum) {
 template <class Isa, int Tile, int Vectors, Scalar T>
 void value_tile(const Rows<T>& values, index_t begin, index_t count, index_t column, const float* weights,
                 const float* correction, float* output, index_t output_stride) {
+  // A block has sums of its own: rounding errors grow with its length and the number of blocks, not with the context.
   typename Isa::vec sums[Tile][Vectors];
-  for (int r = 0; r < Tile; ++r) {
-    for (int v = 0; v < Vectors; ++v) {
-      const float* place = output + r * output_stride + column + v * Isa::width;
-      sums[r][v] = Isa::mul(Isa::load(place), Isa::broadcast(correction[r]));
-    }
-  }
+  for (auto& row : sums) std::fill(row, row + Vectors, Isa::zero());
   const auto add = [&](index_t j, const auto& load_value) {
     for (int v = 0; v < Vectors; ++v) {
       const typename Isa::vec value = load_value(column + v * Isa::width);
@@ -149,7 +145,8 @@ void value_tile(const Rows<T>& values, index_t begin, index_t count, index_t col
   }
   for (int r = 0; r < Tile; ++r) {
     for (int v = 0; v < Vectors; ++v) {
-      Isa::store(output + r * output_stride + column + v * Isa::width, sums[r][v]);
+      float* place = output + r * output_stride + column + v * Isa::width;
+      Isa::store(place, Isa::fma(Isa::load(place), Isa::broadcast(correction[r]), sums[r][v]));
     }
   }
 }

@@ -65,6 +65,12 @@ struct generic {
   static vec select_less(vec x, vec y, vec a, vec b) {
     return each([&](int i) { return x.lane[i] < y.lane[i] ? a.lane[i] : b.lane[i]; });
   }
+  /// Bit i: a > b in lane i; never for a NaN.
+  static unsigned greater_mask(vec a, vec b) {
+    unsigned mask = 0;
+    for (int i = 0; i < width; ++i) mask |= (a.lane[i] > b.lane[i] ? 1U : 0U) << i;
+    return mask;
+  }
   /// To the nearest whole number, for |a| < 2^22.
   static vec round(vec a) {
     return each([&](int i) {

@@ -42,6 +42,10 @@ struct neon {
   static vec max(vec a, vec b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static vec min(vec a, vec b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
   static vec select_less(vec x, vec y, vec a, vec b) { return vbslq_f32(vcltq_f32(x, y), a, b); }
+  static unsigned greater_mask(vec a, vec b) {
+    const uint32x4_t bit = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgtq_f32(a, b), bit));
+  }
   static vec round(vec a) { return vrndnq_f32(a); }
   static vec scale_by_power_of_2(vec a, vec n) {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));

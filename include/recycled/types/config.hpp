@@ -19,7 +19,8 @@
 
 // Every name of the library lives in an inline namespace that says how it was compiled. Two objects built with
 // different -march (or one of them with -fno-exceptions) then share no weak symbol, and the linker can't hand the code
-// of one to the other: a program may carry several builds and choose at run time.
+// of one to the other: a program may carry several builds and choose at run time. Where two flags lead to the same
+// source but not to the same code of the compiler (SSE4, AVX alone, BF16), the names differ all the same.
 #if defined(RECYCLED_HAS_EXCEPTIONS)
 #define RECYCLED_ABI_NAME(isa) isa##_v0
 #else
@@ -34,6 +35,10 @@
 #define RECYCLED_ABI RECYCLED_ABI_NAME(avx2)
 #elif defined(RECYCLED_HAS_NEON)
 #define RECYCLED_ABI RECYCLED_ABI_NAME(neon)
+#elif defined(__AVX__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_avx)
+#elif defined(__SSE4_2__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_sse4)
 #else
 #define RECYCLED_ABI RECYCLED_ABI_NAME(generic)
 #endif

@@ -41,11 +41,14 @@ template <class Value>
   fail(message.str());
 }
 
-/// Fails with "recycled: <argument> = <value>, expected <expectation>" unless `ok`.
+/// Fails with "recycled: <argument> = <value>, expected <expectation>" unless `ok`. An expectation that has to be put
+/// together is a function that does so: a step that succeeds must not allocate for the message of one that fails.
 template <class Value, class Expectation>
 void require(bool ok, std::string_view argument, const Value& value, const Expectation& expectation) {
   if (!ok) [[unlikely]] {
-    if constexpr (requires { std::string_view(expectation); }) {
+    if constexpr (requires { expectation(); }) {
+      fail_argument(argument, value, expectation());
+    } else if constexpr (requires { std::string_view(expectation); }) {
       fail_argument(argument, value, expectation);
     } else {
       fail_argument(argument, value, std::to_string(expectation));
@@ -55,8 +58,9 @@ void require(bool ok, std::string_view argument, const Value& value, const Expec
 
 /// a * b for sizes, checked: `what` names the product in the error.
 inline index_t checked_product(index_t a, index_t b, std::string_view what) {
-  require(a >= 0 && b >= 0 && (b == 0 || a <= std::numeric_limits<index_t>::max() / b), what,
-          std::to_string(a) + " * " + std::to_string(b), "a product below 2^63");
+  if (a < 0 || b < 0 || (b != 0 && a > std::numeric_limits<index_t>::max() / b)) [[unlikely]] {
+    fail_argument(what, std::to_string(a) + " * " + std::to_string(b), "a product below 2^63");
+  }
   return a * b;
 }
 

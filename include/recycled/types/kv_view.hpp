@@ -55,8 +55,9 @@ void check(const KvView<T>& view, const Shape& shape) {
   require(view.keys != nullptr, "KvView.keys", "null", "a pointer to the first key");
   require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
   const auto stride = [&](index_t value, index_t row, index_t count, std::string_view name) {
-    require(count == 1 || (value >= row && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value,
-            "at least one row of " + std::to_string(row) + " elements, and no overflow over " + std::to_string(count));
+    require(count == 1 || (value >= row && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value, [&] {
+      return "at least one row of " + std::to_string(row) + " elements, and no overflow over " + std::to_string(count);
+    });
   };
   const index_t key_row = shape.head_dim / values_per_element<T>;
   const index_t value_row = shape.value_dim / values_per_element<T>;

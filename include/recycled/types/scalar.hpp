@@ -40,7 +40,9 @@ void encode(const float* values, index_t dim, T* row) {
     for (index_t b = 0; b < dim / q8_0::block; ++b) {
       const float* x = values + b * q8_0::block;
       float largest = 0;
-      for (int i = 0; i < q8_0::block; ++i) largest = std::max(largest, std::abs(x[i]));
+      for (int i = 0; i < q8_0::block; ++i) {
+        if (std::abs(x[i]) > largest || x[i] != x[i]) largest = std::abs(x[i]);  // a NaN stays, and makes the scale one
+      }
       const float scale = largest / 127.0F;
       const float inverse = scale != 0 ? 1.0F / scale : 0.0F;
       row[b].scale = half(scale);
