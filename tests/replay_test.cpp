@@ -1,0 +1,217 @@
+// The example replay: its .npy reader against files good and broken, its reports, and its figures on a real trace.
+#include "../examples/replay/replay.hpp"
+
+#include <gtest/gtest.h>
+
+#include <sstream>
+
+#include "../examples/replay/report.hpp"
+
+namespace {
+
+using recycled::half, recycled::index_t;
+
+std::string dictionary(const std::string& descr, const std::string& order, const std::string& shape) {
+  return "{'descr': " + descr + ", 'fortran_order': " + order + ", 'shape': " + shape + ", }";
+}
+
+/// The bytes of a .npy file of the format's version `major`.
+std::string npy(const std::string& header, const std::string& data, int major = 1) {
+  std::string bytes = "\x93NUMPY";
+  bytes += {static_cast<char>(major), '\0'};
+  for (int i = 0; i < (major == 1 ? 2 : 4); ++i) bytes += static_cast<char>((header.size() >> (8 * i)) & 0xFF);
+  return bytes + header + data;
+}
+
+template <class T>
+std::string raw(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+std::string write(const std::string& bytes) {
+  const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+  const std::string path = testing::TempDir() + "recycled_" + test->name() + ".npy";
+  std::ofstream(path, std::ios::binary) << bytes;
+  return path;
+}
+
+template <class F>
+std::string message_of(const F& f) {
+  try {
+    f();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+const std::vector<float> six{1, -2, 0.5F, 3, -0.25F, 65504};
+const std::string good_header = dictionary("'<f4'", "False", "(1, 2, 3)");
+
+TEST(NpyReader, ReadsFloat32OfEveryVersion) {
+  for (const int version : {1, 2, 3}) {
+    const replay::Tensor tensor = replay::read_npy(write(npy(good_header, raw(six), version)));
+    EXPECT_EQ(tensor.shape, (std::array<index_t, 3>{1, 2, 3}));
+    EXPECT_EQ(tensor.values, six);
+  }
+}
+
+TEST(NpyReader, ReadsFloat16) {
+  const std::vector<half> halves(six.begin(), six.end());
+  const replay::Tensor tensor = replay::read_npy(write(npy(dictionary("'<f2'", "False", "(3, 1, 2)"), raw(halves))));
+  EXPECT_EQ(tensor.shape, (std::array<index_t, 3>{3, 1, 2}));
+  EXPECT_EQ(tensor.values, six);
+}
+
+TEST(NpyReader, RefusesEveryTruncation) {
+  const std::string bytes = npy(good_header, raw(six));
+  for (std::size_t size = 0; size < bytes.size(); ++size) {
+    const std::string path = write(bytes.substr(0, size));
+    EXPECT_THROW(replay::read_npy(path), std::runtime_error) << size << " of " << bytes.size() << " bytes";
+  }
+}
+
+TEST(NpyReader, NamesTheFileTheFaultAndTheExpectation) {
+  const std::string floats = raw(six);
+  const auto with = [&](const std::string& descr, const std::string& order, const std::string& shape) {
+    return npy(dictionary(descr, order, shape), floats);
+  };
+  std::string huge_header = npy(good_header, floats, 2);
+  huge_header[11] = '\x7F';
+  const std::vector<std::pair<std::string, std::string>> cases{
+      {"PK\x03\x04 something else", "magic"},
+      {npy(good_header, floats, 4), "version = 4, expected 1, 2 or 3"},
+      {huge_header, "header length = "},
+      {with("'<f8'", "False", "(1, 2, 3)"), "descr = '<f8', expected '<f2' or '<f4'"},
+      {with("'>f4'", "False", "(1, 2, 3)"), "descr = '>f4'"},
+      {with("'<i4'", "False", "(1, 2, 3)"), "descr = '<i4'"},
+      {with("[('a', '<f4')]", "False", "(1, 2, 3)"), "descr = [('a'"},
+      {with("'<f4'", "True", "(1, 2, 3)"), "fortran_order = True, expected False"},
+      {with("'<f4'", "False", "(2, 3)"), "shape = (2, 3), expected three dimensions"},
+      {with("'<f4'", "False", "(1, 1, 2, 3)"), "shape = (1, 1, 2, 3), expected three dimensions, no more"},
+      {with("'<f4'", "False", "()"), "shape = ()"},
+      {with("'<f4'", "False", "(1, 2, -3)"), "shape = (1, 2, -3)"},
+      {with("'<f4'", "False", "(0, 2, 3)"), "shape = (0, 2, 3)"},
+      {with("'<f4'", "False", "(1, 2, x)"), "shape = (1, 2, x)"},
+      {with("'<f4'", "False", "(1, 2, 2)"), "bytes of data = 24, expected 16"},
+      {with("'<f4'", "False", "(1, 2, 4)"), "shape = (1, 2, 4), expected at most the 6 values"},
+      {with("'<f4'", "False", "(4294967296, 4294967296, 4294967296)"), "expected at most the 6 values"},
+      {with("'<f4'", "False", "(1, 2, 99999999999999999999)"), "shape = "},
+      {npy("{'descr': '<f4', 'fortran_order': False, }", floats), "expected an entry 'shape':"},
+      {npy(good_header, floats + "x"), "bytes of data = 25, expected 24"},
+  };
+  for (const auto& [bytes, expected] : cases) {
+    const std::string path = write(bytes);
+    const std::string message = message_of([&] { replay::read_npy(path); });
+    EXPECT_TRUE(message.starts_with(path + ": ")) << message;
+    EXPECT_NE(message.find(expected), std::string::npos) << message;
+  }
+  EXPECT_NE(message_of([] { replay::read_npy("no/such.npy"); }).find("no/such.npy: can't be opened"),
+            std::string::npos);
+}
+
+TEST(Schedules, AreReadByName) {
+  const auto schedules = replay::parse_schedules("always,never,fixed-stride:7,query-similarity:5:0.5");
+  ASSERT_EQ(schedules.size(), 4U);
+  EXPECT_EQ(schedules[3].name, "query-similarity:5:0.5");
+  EXPECT_EQ(std::get<recycled::FixedStride>(schedules[2].schedule).stride, 7);
+  EXPECT_EQ(std::get<recycled::QuerySimilarity>(schedules[3].schedule).stride, 5);
+  EXPECT_EQ(std::get<recycled::QuerySimilarity>(schedules[3].schedule).threshold, 0.5F);
+}
+
+TEST(Schedules, ThatCantBeAreRefusedByName) {
+  for (const char* text : {"", "nevr", "never:1", "fixed-stride", "fixed-stride:", "fixed-stride:0", "fixed-stride:-1",
+                           "fixed-stride:1.5", "fixed-stride:99999999999999999999", "query-similarity:5",
+                           "query-similarity:5:2", "query-similarity:5:nan", "never,", "never, always"}) {
+    const std::string message = message_of([&] { replay::parse_schedules(text); });
+    EXPECT_TRUE(message.starts_with("--schedule")) << text << ": " << message;
+  }
+}
+
+TEST(Report, JsonHasAnObjectAPolicy) {
+  const std::vector<replay::Result> results{{"never", 0, 787968, 0.125, 0.25, 0.75, 61.5, {}},
+                                            {"fixed-stride:10", 153, 1375947, 0.5, HUGE_VAL, 1, 120, {}}};
+  std::ostringstream json;
+  replay::write_json(json, results);
+  EXPECT_EQ(json.str(),
+            "[\n"
+            "  {\"policy\": \"never\", \"full_steps\": 0, \"rows\": 787968, \"bytes_share\": 0.125, \"error\": 0.25, "
+            "\"covered\": 0.75, \"microseconds\": 61.5},\n"
+            "  {\"policy\": \"fixed-stride:10\", \"full_steps\": 153, \"rows\": 1375947, \"bytes_share\": 0.5, "
+            "\"error\": null, \"covered\": 1, \"microseconds\": 120}\n"
+            "]\n");
+}
+
+TEST(Report, StepsAreARowAPolicyAndStep) {
+  const std::vector<replay::Result> results{{"full", 0, 0, 1, 0, 1, 2, {{3, 0, 2.5}}},
+                                            {"never", 0, 0, 1, 0, 1, 2, {{0, 0.25, 1}, {0, 0.5, 2}}}};
+  std::ostringstream csv;
+  replay::write_steps(csv, results);
+  EXPECT_EQ(csv.str(),
+            "policy,step,full_heads,error,microseconds\nfull,1,3,0,2.5\nnever,1,0,0.25,1\nnever,2,0,0.5,2\n");
+}
+
+const replay::Trace& moonstone() {
+  static const replay::Trace trace = replay::load_trace(RECYCLED_TEST_DATA "/moonstone", 20);
+  return trace;
+}
+
+replay::Options options(index_t prompt, index_t capacity, index_t tokens) {
+  return {prompt, capacity, tokens, 1, 1, replay::parse_schedules("never,fixed-stride:10,query-similarity:5:0.85")};
+}
+
+TEST(Trace, MayHoldTheLastQueriesOnly) {
+  EXPECT_EQ(moonstone().tokens, 4608);
+  EXPECT_EQ(moonstone().first_query, 4032);
+  EXPECT_EQ(moonstone().query(4607).data() + moonstone().shape.query_size(), &*moonstone().queries.end());
+  const std::string message = message_of([] { replay::run<half>(moonstone(), options(4032, 512, 0)); });
+  EXPECT_TRUE(message.starts_with("prompt = 4032, expected 4033 to 4607")) << message;
+}
+
+struct Figures {
+  const char* policy;
+  index_t full_steps, rows;
+  double error, covered;
+};
+
+// Expected figures: an independent implementation in NumPy, in double precision, that keeps every logit of the trace.
+void expect_figures(const replay::Options& options, const std::vector<Figures>& expected) {
+  const std::vector<replay::Result> results = replay::run<half>(moonstone(), options);
+  ASSERT_EQ(results.size(), 1 + expected.size());
+  EXPECT_EQ(results[0].policy, "full");
+  EXPECT_EQ(results[0].error, 0);
+  EXPECT_EQ(results[0].covered, 1);
+  EXPECT_EQ(results[0].bytes_share, 1);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const replay::Result& result = results[i + 1];
+    EXPECT_EQ(result.policy, expected[i].policy);
+    EXPECT_EQ(result.full_steps, expected[i].full_steps);
+    EXPECT_EQ(result.rows, expected[i].rows);
+    EXPECT_NEAR(result.error, expected[i].error, 0.01 * expected[i].error);
+    EXPECT_NEAR(result.covered, expected[i].covered, 0.01 * expected[i].covered);
+    EXPECT_NEAR(result.bytes_share, static_cast<double>(result.rows) / static_cast<double>(results[0].rows), 1e-12);
+    EXPECT_GT(result.microseconds, 0);
+  }
+}
+
+TEST(Replay, AgreesWithAnIndependentImplementation) {
+  expect_figures(options(4096, 512, 0), {{"never", 0, 787968, 0.314283, 0.713426},
+                                         {"fixed-stride:10", 153, 1375947, 0.292897, 0.746384},
+                                         {"query-similarity:5:0.85", 306, 1963161, 0.233284, 0.794175}});
+}
+
+TEST(Replay, AgreesFromTheFirstQueryThatTheTraceHas) {
+  expect_figures(options(4033, 256, 60), {{"never", 0, 46260, 0.362026, 0.677039},
+                                          {"fixed-stride:10", 18, 114858, 0.350807, 0.692703},
+                                          {"query-similarity:5:0.85", 36, 183366, 0.284706, 0.740881}});
+}
+
+TEST(Replay, WithRoomForEverythingIsExact) {
+  for (const replay::Result& result : replay::run<half>(moonstone(), options(4096, 5000, 20))) {
+    EXPECT_EQ(result.error, 0) << result.policy;
+    EXPECT_NEAR(result.covered, 1, 1e-12) << result.policy;
+    EXPECT_EQ(result.bytes_share, 1) << result.policy;
+  }
+}
+
+}  // namespace
