@@ -52,9 +52,9 @@ inline double read_bandwidth(recycled::ThreadPool& pool) {
       const float* from = memory.data() + p * piece;
       for (index_t i = 0; i < piece; i += 8 * Isa::width) {
         for (int v = 0; v < 8; ++v) {
+          recycled::simd::prefetch(from + i + v * Isa::width + 1024);
           sums[v] = Isa::add(sums[v], Isa::load(from + i + v * Isa::width));
         }
-        recycled::simd::prefetch(from + i + 1024, 8 * Isa::width * static_cast<index_t>(sizeof(float)));
       }
       for (auto& sum : sums) benchmark::DoNotOptimize(sum);
     });

@@ -24,7 +24,7 @@ void prefill_block(const Rows<T>& keys, const Rows<T>& values, Range positions, 
   const Visible first(options, position);
   const Visible last(options, position + tokens - 1);
   if (positions.end <= first.window.end && positions.begin >= last.window.begin) {
-    attend_block<Isa>(keys, values, positions.begin, positions.size(), queries, options.soft_cap, state, LogitSink{});
+    attend_block<Isa>(keys, values, positions.begin, positions.size(), queries, options.soft_cap, state);
     return;
   }
   for (index_t t = 0; t < tokens; ++t) {
@@ -33,8 +33,7 @@ void prefill_block(const Rows<T>& keys, const Rows<T>& values, Range positions, 
     for (const Range& seen : {visible.sinks, visible.window}) {
       const Range part{std::max(positions.begin, seen.begin), std::min(positions.end, seen.end)};
       if (part.size() == 0) continue;
-      attend_block<Isa>(keys, values, part.begin, part.size(), own, options.soft_cap, state.part(t * group, group),
-                        LogitSink{});
+      attend_block<Isa>(keys, values, part.begin, part.size(), own, options.soft_cap, state.part(t * group, group));
     }
   }
 }

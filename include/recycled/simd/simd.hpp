@@ -57,9 +57,7 @@ constexpr index_t padded(index_t n) {
   return (n + Isa::width - 1) / Isa::width * Isa::width;
 }
 
-/// Asks for [p, p + bytes) to be brought into the cache while something else is computed.
-inline void prefetch(const void* p, index_t bytes) {
-  for (index_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + line, 0, 2);
-}
+/// Asks for the cache line at `p` to be brought to the second-level cache while something else is computed.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace recycled::inline RECYCLED_ABI::simd

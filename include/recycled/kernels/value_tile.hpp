@@ -1,0 +1,74 @@
+// The value half of the inner loops: output = output * correction + einsum("rj,jv->rv", weights, values).
+//
+// `value_rows` query rows share a load of a value, and the sums in registers are as many as the instruction set has
+// room for: a strip of columns at a time, over all positions of the block.
+#pragma once
+
+#include "recycled/kernels/rows.hpp"
+
+namespace recycled::inline RECYCLED_ABI::kernels {
+
+/// What the value pass of a block works on.
+template <Scalar T>
+struct ValueBlock {
+  Rows<T> values;           // from the block's first position on
+  index_t count;            // positions
+  const float* weights;     // [rows, block]
+  const float* correction;  // [rows]
+  float* output;            // [rows, stride]
+  index_t stride;
+  Rows<T> ahead;  // rows to fetch meanwhile, as many; none if null
+};
+
+/// output[r][column...] = output * correction[r] + sum_j weights[r][j] values[j][column...], for Tile rows and
+/// `Vectors` vectors from `column` on.
+template <class Isa, int Tile, int Vectors, Scalar T>
+void value_tile(const ValueBlock<T>& b, index_t column) {
+  typename Isa::vec sums[Tile][Vectors];
+  for (int r = 0; r < Tile; ++r) {
+    for (int v = 0; v < Vectors; ++v) {
+      const float* place = b.output + r * b.stride + column + v * Isa::width;
+      sums[r][v] = Isa::mul(Isa::load(place), Isa::broadcast(b.correction[r]));
+    }
+  }
+  const auto add = [&](index_t j, const auto& load_value) {
+    for (int v = 0; v < Vectors; ++v) {
+      const typename Isa::vec value = load_value(column + v * Isa::width);
+      for (int r = 0; r < Tile; ++r) {
+        sums[r][v] = Isa::fma(value, Isa::broadcast(b.weights[r * block + j]), sums[r][v]);
+      }
+    }
+  };
+  const index_t rest = b.values.dim - column;
+  if (rest >= Vectors * Isa::width) {
+    for (index_t j = 0; j < b.count; ++j) {
+      if (b.ahead.first != nullptr) {
+        for (index_t c = 0; c < Vectors * Isa::width; c += values_per_line<T>) {
+          simd::prefetch(b.ahead[j] + (column + c) / values_per_element<T>);
+        }
+      }
+      const T* row = b.values[j];
+      add(j, [row](index_t c) { return simd::load<Isa>(row, c); });
+    }
+  } else {  // the end of a row that is no whole number of vectors; Vectors is 1
+    for (index_t j = 0; j < b.count; ++j) {
+      const T* row = b.values[j];
+      add(j, [row, rest](index_t c) { return simd::load_first<Isa>(row, c, rest); });
+    }
+  }
+  for (int r = 0; r < Tile; ++r) {
+    for (int v = 0; v < Vectors; ++v) Isa::store(b.output + r * b.stride + column + v * Isa::width, sums[r][v]);
+  }
+}
+
+/// All columns from `column` on: strips of `Vectors` vectors, then of half as many, down to one.
+template <class Isa, int Tile, int Vectors, Scalar T>
+void value_strips(const ValueBlock<T>& b, index_t column) {
+  constexpr index_t step = Vectors * Isa::width;
+  for (; column + (Vectors == 1 ? 1 : step) <= b.values.dim; column += step) {
+    value_tile<Isa, Tile, Vectors>(b, column);
+  }
+  if constexpr (Vectors > 1) value_strips<Isa, Tile, Vectors / 2>(b, column);
+}
+
+}  // namespace recycled::inline RECYCLED_ABI::kernels
