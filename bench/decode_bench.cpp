@@ -2,9 +2,9 @@
 //
 //   full<f16>/dim:128/kv_heads:8/group:4/L:8192/K:1024/threads:2   Time    KV_MB  GB/s  of_read
 //
-// Time is one step of one layer; KV_MB the KV memory that it reads; of_read its GB/s over what the same threads of the
-// same machine read per second at best, measured within the same seconds. Layers take turns, so that no cache holds
-// their rows.
+// Time is one step of one layer; KV_MB the KV memory that it has to read (selection: the scores); of_read its GB/s over
+// what the same threads of the same machine read per second at best, measured within the same seconds. Layers take
+// turns, so that no cache holds their rows.
 #include <string_view>
 
 #include "host.hpp"
@@ -62,6 +62,7 @@ void prefill(benchmark::State& state, const Case& c) {
   const auto view = recycled::KvView<T>::position_major(stored.data(), stored.data(), c.shape, c.length);
   recycled::ThreadPool pool(c.threads);
   recycled::LayerAttention<T, recycled::AlwaysFull> layer(c.shape, {});
+  const double bandwidth = read_bandwidth(pool);
   for (auto _ : state) {
     layer.clear();
     layer.prefill(queries, view, out, pool);
@@ -71,6 +72,7 @@ void prefill(benchmark::State& state, const Case& c) {
   const double operations = 4.0 * static_cast<double>(c.length) * static_cast<double>(c.length + 1) / 2 *
                             static_cast<double>(c.shape.query_size());
   const auto runs = static_cast<double>(state.iterations());
+  report(state, row_bytes<T>(c.shape) * static_cast<double>(c.shape.kv_heads * c.length), bandwidth);
   state.counters["GFLOP/s"] = benchmark::Counter(operations * runs * 1e-9, benchmark::Counter::kIsRate);
   state.counters["tokens/s"] = benchmark::Counter(static_cast<double>(c.length) * runs, benchmark::Counter::kIsRate);
 }
@@ -81,13 +83,14 @@ void selection(benchmark::State& state) {
   const auto scores = normals(length);
   std::vector<float> ranks(scores.size());
   std::vector<index_t> chosen(static_cast<std::size_t>(count));
+  recycled::ThreadPool pool(1);
+  const double bandwidth = read_bandwidth(pool);
   for (auto _ : state) {
     recycled::TopK{}.rank({scores}, ranks);
     recycled::kernels::top_k(ranks, count, chosen.data());
     benchmark::DoNotOptimize(chosen.data());
   }
-  state.counters["scores/s"] =
-      benchmark::Counter(static_cast<double>(length * state.iterations()), benchmark::Counter::kIsRate);
+  report(state, static_cast<double>(length) * sizeof(float), bandwidth);
 }
 
 template <class F>
@@ -107,6 +110,11 @@ void add_decode(Case c) {
   add(name("amortised"), [c](benchmark::State& s) { decode<T>(s, c, recycled::FixedStride{10}, 10); });
 }
 
+template <class T>
+void add_prefill(Case c) {
+  add("prefill<" + std::string(type_name<T>) + ">" + c.name(), [c](benchmark::State& s) { prefill<T>(s, c); });
+}
+
 void add_all() {
   const auto shape = [](index_t dim, index_t kv_heads, index_t group) {
     return recycled::Shape{kv_heads * group, kv_heads, dim, dim};
@@ -121,11 +129,12 @@ void add_all() {
   add_decode<bfloat16>({shape(128, 8, 4), 8192, 1024, 2});
   add_decode<q8_0>({shape(128, 8, 4), 8192, 1024, 2});
   for (const int threads : {1, 2}) {
-    for (const index_t length : {512, 4096}) {
-      const Case c{shape(128, 8, 4), length, 0, threads};
-      add("prefill<f16>" + c.name(), [c](benchmark::State& s) { prefill<half>(s, c); });
-    }
+    for (const index_t length : {512, 4096}) add_prefill<half>({shape(128, 8, 4), length, 0, threads});
   }
+  for (const index_t group : {1, 8}) add_prefill<half>({shape(128, 8, group), 2048, 0, 2});
+  add_prefill<float>({shape(128, 8, 4), 2048, 0, 2});
+  add_prefill<bfloat16>({shape(128, 8, 4), 2048, 0, 2});
+  add_prefill<q8_0>({shape(128, 8, 4), 2048, 0, 2});
   benchmark::RegisterBenchmark("selection/scores/K", selection)
       ->Args({1024, 128})
       ->Args({8192, 1024})

@@ -82,6 +82,20 @@ inline float from_order_key(std::uint32_t key) {
   return std::bit_cast<float>((key >> 31) != 0 ? key & 0x7FFFFFFFU : ~key);
 }
 
+/// top_k where fewer than `count` ranks, `above` of them, are above -infinity: all of these, then what is equal to it,
+/// then NaN.
+inline void top_k_of_few(std::span<const float> ranks, index_t count, index_t above, index_t* chosen) {
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
+  index_t equals = std::min(static_cast<index_t>(std::count(ranks.begin(), ranks.end(), lowest)), count - above);
+  index_t nans = count - above - equals;
+  const index_t* const end = chosen + count;
+  for (index_t j = 0; chosen != end; ++j) {
+    const float rank = ranks.data()[j];
+    index_t& left = rank != rank ? nans : equals;
+    if (rank > lowest || left-- > 0) *chosen++ = j;
+  }
+}
+
 /// The `count` <= ranks.size() positions of largest rank, ascending, to `chosen`; of equal ranks the lower positions.
 /// -0 equals 0, and NaN is below everything.
 ///
@@ -91,18 +105,8 @@ inline float from_order_key(std::uint32_t key) {
 template <class Isa = simd::native>
 void top_k(std::span<const float> ranks, index_t count, index_t* chosen) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  index_t* const end = chosen + count;
   const index_t above_all = count_above<Isa>(ranks, -infinity);
-  if (above_all < count) {  // all that is above -infinity, then what is equal to it, then NaN
-    const auto equal = static_cast<index_t>(std::count(ranks.begin(), ranks.end(), -infinity));
-    index_t equals = std::min(equal, count - above_all);
-    index_t nans = count - above_all - equals;
-    for (std::size_t j = 0; chosen != end; ++j) {
-      const bool is_nan = ranks[j] != ranks[j];
-      if (ranks[j] > -infinity || (is_nan ? nans-- > 0 : equals-- > 0)) *chosen++ = static_cast<index_t>(j);
-    }
-    return;
-  }
+  if (above_all < count) return top_k_of_few(ranks, count, above_all, chosen);
   // More than or exactly `count` ranks are above `low`, fewer are above `high`.
   std::uint32_t low = order_key(-infinity);
   std::uint32_t high = order_key(infinity);

@@ -20,44 +20,45 @@ struct ValueBlock {
   Rows<T> ahead;  // rows to fetch meanwhile, as many; none if null
 };
 
+/// Asks for columns [column, column + columns) of the j-th row ahead.
+template <Scalar T>
+void fetch_ahead(const ValueBlock<T>& b, index_t j, index_t column, index_t columns) {
+  if (b.ahead.first == nullptr) return;
+  for (index_t c = column; c < column + columns; c += values_per_line<T>) {
+    simd::prefetch(b.ahead[j] + c / values_per_element<T>);
+  }
+}
+
 /// output[r][column...] = output * correction[r] + sum_j weights[r][j] values[j][column...], for Tile rows and
 /// `Vectors` vectors from `column` on.
 template <class Isa, int Tile, int Vectors, Scalar T>
 void value_tile(const ValueBlock<T>& b, index_t column) {
+  // A block has sums of its own: rounding errors grow with its length and the number of blocks, not with the context.
   typename Isa::vec sums[Tile][Vectors];
-  for (int r = 0; r < Tile; ++r) {
-    for (int v = 0; v < Vectors; ++v) {
-      const float* place = b.output + r * b.stride + column + v * Isa::width;
-      sums[r][v] = Isa::mul(Isa::load(place), Isa::broadcast(b.correction[r]));
-    }
-  }
-  const auto add = [&](index_t j, const auto& load_value) {
-    for (int v = 0; v < Vectors; ++v) {
-      const typename Isa::vec value = load_value(column + v * Isa::width);
-      for (int r = 0; r < Tile; ++r) {
-        sums[r][v] = Isa::fma(value, Isa::broadcast(b.weights[r * block + j]), sums[r][v]);
+  for (auto& row : sums) std::fill(row, row + Vectors, Isa::zero());
+  const auto add_rows = [&](const auto& load_value) {
+    for (index_t j = 0; j < b.count; ++j) {
+      fetch_ahead(b, j, column, Vectors * Isa::width);
+      const T* row = b.values[j];
+      for (int v = 0; v < Vectors; ++v) {
+        const typename Isa::vec value = load_value(row, column + v * Isa::width);
+        for (int r = 0; r < Tile; ++r) {
+          sums[r][v] = Isa::fma(value, Isa::broadcast(b.weights[r * block + j]), sums[r][v]);
+        }
       }
     }
   };
   const index_t rest = b.values.dim - column;
   if (rest >= Vectors * Isa::width) {
-    for (index_t j = 0; j < b.count; ++j) {
-      if (b.ahead.first != nullptr) {
-        for (index_t c = 0; c < Vectors * Isa::width; c += values_per_line<T>) {
-          simd::prefetch(b.ahead[j] + (column + c) / values_per_element<T>);
-        }
-      }
-      const T* row = b.values[j];
-      add(j, [row](index_t c) { return simd::load<Isa>(row, c); });
-    }
+    add_rows([](const T* row, index_t c) { return simd::load<Isa>(row, c); });
   } else {  // the end of a row that is no whole number of vectors; Vectors is 1
-    for (index_t j = 0; j < b.count; ++j) {
-      const T* row = b.values[j];
-      add(j, [row, rest](index_t c) { return simd::load_first<Isa>(row, c, rest); });
-    }
+    add_rows([rest](const T* row, index_t c) { return simd::load_first<Isa>(row, c, rest); });
   }
   for (int r = 0; r < Tile; ++r) {
-    for (int v = 0; v < Vectors; ++v) Isa::store(b.output + r * b.stride + column + v * Isa::width, sums[r][v]);
+    for (int v = 0; v < Vectors; ++v) {
+      float* place = b.output + r * b.stride + column + v * Isa::width;
+      Isa::store(place, Isa::fma(Isa::load(place), Isa::broadcast(b.correction[r]), sums[r][v]));
+    }
   }
 }
 

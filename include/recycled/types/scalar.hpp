@@ -33,25 +33,32 @@ inline constexpr index_t values_per_element = 1;
 template <>
 inline constexpr index_t values_per_element<q8_0> = q8_0::block;
 
-/// Rounds a row of `dim` floats to T (to nearest, ties to even; q8_0 as GGML does: scale = max|x| / 127).
+namespace detail {
+
+/// 32 floats as GGML quantizes them: scale = max|x| / 127, rounded to half; quants by the scale before it was rounded.
+inline q8_0 quantize(const float* x) {
+  float largest = 0;
+  for (int i = 0; i < q8_0::block; ++i) {
+    if (std::abs(x[i]) > largest || x[i] != x[i]) largest = std::abs(x[i]);  // a NaN stays, and makes the scale one
+  }
+  const float scale = largest / 127.0F;
+  const float inverse = scale != 0 ? 1.0F / scale : 0.0F;
+  q8_0 result{.scale = half(scale)};
+  for (int i = 0; i < q8_0::block; ++i) {
+    // Clamped, because converting a NaN or an overflow to an integer would be undefined.
+    const float quant = std::round(x[i] * inverse);
+    result.quants[i] = static_cast<std::int8_t>(quant > -127.0F ? std::min(quant, 127.0F) : -127.0F);
+  }
+  return result;
+}
+
+}  // namespace detail
+
+/// Rounds a row of `dim` floats to T (to nearest, ties to even; q8_0 as GGML does).
 template <Scalar T>
 void encode(const float* values, index_t dim, T* row) {
   if constexpr (std::same_as<T, q8_0>) {
-    for (index_t b = 0; b < dim / q8_0::block; ++b) {
-      const float* x = values + b * q8_0::block;
-      float largest = 0;
-      for (int i = 0; i < q8_0::block; ++i) {
-        if (std::abs(x[i]) > largest || x[i] != x[i]) largest = std::abs(x[i]);  // a NaN stays, and makes the scale one
-      }
-      const float scale = largest / 127.0F;
-      const float inverse = scale != 0 ? 1.0F / scale : 0.0F;
-      row[b].scale = half(scale);
-      for (int i = 0; i < q8_0::block; ++i) {
-        // Clamped, because converting a NaN or an overflow to an integer would be undefined.
-        const float quant = std::round(x[i] * inverse);
-        row[b].quants[i] = static_cast<std::int8_t>(quant > -127.0F ? std::min(quant, 127.0F) : -127.0F);
-      }
-    }
+    for (index_t b = 0; b < dim / q8_0::block; ++b) row[b] = detail::quantize(values + b * q8_0::block);
   } else {
     for (index_t i = 0; i < dim; ++i) row[i] = static_cast<T>(values[i]);
   }
