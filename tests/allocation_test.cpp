@@ -1,0 +1,159 @@
+// Steady decoding allocates nothing: every form of operator new counts.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "reference/feed.hpp"
+
+// g++ sees free() inlined where operator new is not, and takes the two for a mismatch.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+#endif
+
+namespace {
+std::atomic<int> allocations{0};
+
+void* counted(std::size_t bytes, std::size_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  // aligned_alloc asks for whole multiples of the alignment.
+  void* memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+}  // namespace
+
+void* operator new(std::size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
+void* operator new[](std::size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
+void* operator new(std::size_t bytes, std::align_val_t a) { return counted(bytes, static_cast<std::size_t>(a)); }
+void* operator new[](std::size_t bytes, std::align_val_t a) { return counted(bytes, static_cast<std::size_t>(a)); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return counted(bytes, alignof(std::max_align_t));
+}
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
+  return counted(bytes, alignof(std::max_align_t));
+}
+void* operator new(std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return counted(bytes, static_cast<std::size_t>(a));
+}
+void* operator new[](std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return counted(bytes, static_cast<std::size_t>(a));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
+void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t, const std::nothrow_t&) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t, const std::nothrow_t&) noexcept { std::free(memory); }
+
+namespace {
+
+using namespace recycled;
+using reference::Token;
+
+constexpr Shape shape{6, 2, 40};
+constexpr index_t prompt = 100;
+constexpr index_t steps = 60;
+
+template <class F>
+int allocations_of(const F& f) {
+  const int before = allocations.load();
+  f();
+  return allocations.load() - before;
+}
+
+/// The allocations of decode steps, the first after the prompt included.
+template <class T, class Policy, class E>
+int decoder_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor) {
+  Decoder<T, Policy> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps, .attention = attention},
+                             policy);
+  reference::Tokens tokens(shape, 1);
+  reference::prefill(decoder, tokens.next(prompt), executor);
+  const std::vector<Token> rest = tokens.next(steps);
+  std::vector<float> out(reference::at(shape.query_heads * shape.head_dim));
+  return allocations_of([&] {
+    for (const Token& token : rest) {
+      for (index_t i = 0; i < 2; ++i) decoder.step(i, token.query, token.key, token.value, out, executor);
+    }
+  });
+}
+
+template <class T, class Policy, class E>
+int layer_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor) {
+  reference::Random random(1);
+  const auto cache = reference::Cache<T>::random(shape, prompt + steps, random);
+  LayerAttention<T, Policy> layer(shape, {.capacity = 24, .max_length = prompt + steps, .attention = attention},
+                                  policy);
+  const std::vector<float> query = random.row(6 * 40);
+  std::vector<float> out(query.size());
+  return allocations_of([&] {
+    for (index_t length = prompt; length <= prompt + steps; ++length) {
+      layer.step(query, cache.view(length), out, executor);
+    }
+  });
+}
+
+template <class E>
+void expect_no_allocation(E&& executor) {
+  for (const AttentionOptions& attention : {AttentionOptions{}, AttentionOptions{.window = 50, .sinks = 4}}) {
+    EXPECT_EQ((decoder_allocations<bfloat16>(FixedStride{5}, attention, executor)), 0);
+    EXPECT_EQ((decoder_allocations<float>(QuerySimilarity{3, 0.8F}, attention, executor)), 0);
+    EXPECT_EQ((decoder_allocations<half>(NeverFull{}, attention, executor)), 0);
+    EXPECT_EQ((decoder_allocations<float>(AlwaysFull{}, attention, executor)), 0);
+    EXPECT_EQ((layer_allocations<bfloat16>(FixedStride{5}, attention, executor)), 0);
+    EXPECT_EQ((layer_allocations<float>(QuerySimilarity{3, 0.8F}, attention, executor)), 0);
+    EXPECT_EQ((layer_allocations<float>(AlwaysFull{}, attention, executor)), 0);
+  }
+}
+
+TEST(Allocation, TheCounterCounts) {
+  EXPECT_GE(allocations_of([] { std::vector<float>(10).at(3) = 1; }), 1);
+  EXPECT_GE(allocations_of([] { Array<float> array(10); }), 1);
+}
+
+TEST(SteadyDecoding, AllocatesNothing) { expect_no_allocation(Serial{}); }
+
+TEST(SteadyDecoding, AllocatesNothingOnAThreadPool) {
+  ThreadPool pool(3);
+  expect_no_allocation(pool);
+}
+
+TEST(SteadyDecoding, AllocatesNothingAfterClear) {
+  Decoder<float> decoder({1, shape}, {.capacity = 24, .max_length = prompt + steps});
+  reference::Tokens tokens(shape, 1);
+  const std::vector<Token> all = tokens.next(prompt + steps);
+  reference::decode(decoder, all);
+  std::vector<float> out(reference::at(shape.query_heads * shape.head_dim));
+  const int count = allocations_of([&] {
+    decoder.clear();
+    for (const Token& token : all) decoder.step(0, token.query, token.key, token.value, out);
+    decoder.rollback(20);
+    for (index_t i = 0; i < 20; ++i) decoder.step(0, all[0].query, all[0].key, all[0].value, out);
+  });
+  EXPECT_EQ(count, 0);
+}
+
+TEST(Decoding, WithoutAMaximalLengthAllocatesByDoubling) {
+  Decoder<float> decoder({1, {2, 1, 8}}, {.capacity = 8});
+  reference::Tokens tokens({2, 1, 8}, 1);
+  const Token token = tokens.next();
+  std::vector<float> out(16);
+  const auto decode = [&](int count) {
+    return allocations_of([&] {
+      for (int i = 0; i < count; ++i) decoder.step(0, token.query, token.key, token.value, out);
+    });
+  };
+  decode(1000);
+  // From 1000 to 16000 positions every buffer (keys, values, scores, marks) doubles at most 5 times.
+  EXPECT_LE(decode(15000), 4 * 5);
+}
+
+}  // namespace

@@ -1,0 +1,208 @@
+// What is no row of a token's attention is never read, and what is no number stays where it was attended.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "reference/feed.hpp"
+
+namespace {
+
+using namespace recycled;
+using reference::Bits;
+using reference::Cache;
+using reference::Layout;
+
+constexpr Shape shape{6, 3, 32, 64};
+constexpr index_t prompt = 80;
+constexpr index_t length = 120;
+constexpr AttentionOptions windowed{.window = 20, .sinks = 2};
+
+/// Prefill and steps over one host cache. Before the step at a length, `poison` may spoil rows that it must not read.
+template <class T, class Policy, class Poison>
+Bits run(Cache<T> cache, const LayerOptions& options, const Policy& policy, const Poison& poison) {
+  reference::Random random(7);
+  LayerAttention<T, Policy> layer(shape, options, policy);
+  std::vector<float> out(reference::at(prompt * shape.output_size()));
+  poison(cache, prompt);
+  layer.prefill(random.row(prompt * shape.query_size()), cache.view(prompt), out);
+  Bits all = reference::bits(out);
+  out.resize(reference::at(shape.output_size()));
+  for (index_t end = prompt + 1; end <= length; ++end) {
+    poison(cache, end);
+    layer.step(random.row(shape.query_size()), cache.view(end), out);
+    const Bits one = reference::bits(out);
+    all.insert(all.end(), one.begin(), one.end());
+  }
+  return all;
+}
+
+template <class T>
+class Poison : public testing::Test {
+ protected:
+  static Cache<T> cache(Layout layout = {}) {
+    reference::Random random(3);
+    return Cache<T>::random(shape, length, random, layout);
+  }
+  static void nothing(Cache<T>& /*cache*/, index_t /*end*/) {}
+  static void spoil(Cache<T>& cache, index_t position) {
+    for (index_t g = 0; g < shape.kv_heads; ++g) {
+      cache.poison_key(position, g);
+      cache.poison_value(position, g);
+    }
+  }
+};
+using Types = testing::Types<float, half, bfloat16, q8_0>;
+TYPED_TEST_SUITE(Poison, Types);
+
+TYPED_TEST(Poison, BetweenAndBehindTheRowsChangesNoBit) {
+  const LayerOptions options{.capacity = 12};
+  const Bits clean = run(this->cache(), options, FixedStride{4}, this->nothing);
+  for (const Layout layout :
+       {Layout{.padding = 1, .room = 40}, Layout{.position_major = true, .padding = 3, .offset = 1}}) {
+    EXPECT_TRUE(run(this->cache(layout), options, FixedStride{4}, this->nothing) == clean);
+  }
+}
+
+TYPED_TEST(Poison, BeyondTheLengthChangesNoBit) {
+  for (const AttentionOptions& attention : {AttentionOptions{}, windowed}) {
+    const LayerOptions options{.capacity = 12, .attention = attention};
+    const Bits clean = run(this->cache(), options, FixedStride{4}, this->nothing);
+    const Cache<TypeParam> sound = this->cache();
+    const auto future = [&](Cache<TypeParam>& cache, index_t end) {
+      cache = sound;
+      for (index_t j = end; j < length; ++j) this->spoil(cache, j);
+    };
+    EXPECT_TRUE(run(this->cache(), options, FixedStride{4}, future) == clean);
+    EXPECT_TRUE(run(this->cache(), options, AlwaysFull{}, future) ==
+                run(this->cache(), options, AlwaysFull{}, this->nothing));
+  }
+}
+
+TYPED_TEST(Poison, OutOfTheWindowChangesNoBit) {
+  for (const index_t capacity : {6, 100}) {
+    const LayerOptions options{.capacity = capacity, .attention = windowed};
+    // The first token that is decoded sees from here on; the prompt's tokens saw the rows before.
+    const auto past = [&](Cache<TypeParam>& cache, index_t end) {
+      for (index_t j = windowed.sinks; end > prompt && j < end - windowed.window; ++j) this->spoil(cache, j);
+    };
+    const auto prepared = [&](Cache<TypeParam>& cache, index_t end) {
+      if (end > prompt + 1) past(cache, end);  // the first step still looks with the prompt's last query
+    };
+    EXPECT_TRUE(run(this->cache(), options, FixedStride{4}, prepared) ==
+                run(this->cache(), options, FixedStride{4}, this->nothing));
+    EXPECT_TRUE(run(this->cache(), options, AlwaysFull{}, past) ==
+                run(this->cache(), options, AlwaysFull{}, this->nothing));
+  }
+}
+
+TYPED_TEST(Poison, OfRowsThatARecycledStepDoesNotHoldChangesNoBit) {
+  const LayerOptions options{.capacity = 12};
+  const auto late = [&](Cache<TypeParam>& cache, index_t end) {
+    // The set was chosen in the first step and lives in the layer: the host may do with old rows what it likes.
+    for (index_t j = 0; end > prompt + 1 && j + 1 < end; ++j) this->spoil(cache, j);
+  };
+  EXPECT_TRUE(run(this->cache(), options, NeverFull{}, late) ==
+              run(this->cache(), options, NeverFull{}, this->nothing));
+}
+
+/// Which KV heads of an output [query_heads, value_dim] hold a NaN anywhere, and in all values.
+std::vector<bool> heads_with_nan(const std::vector<float>& out) {
+  std::vector<bool> result(reference::at(shape.kv_heads));
+  const index_t size = shape.group() * shape.value_dim;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (std::isnan(out[i])) result[i / reference::at(size)] = true;
+  }
+  return result;
+}
+
+TYPED_TEST(Poison, OfAnAttendedRowSpreadsToItsHeadAlone) {
+  for (const bool key : {true, false}) {
+    Cache<TypeParam> cache = this->cache();
+    const Cache<TypeParam> clean = cache;
+    key ? cache.poison_key(33, 1) : cache.poison_value(33, 1);
+    LayerAttention<TypeParam, AlwaysFull> layer(shape, {}), sound(shape, {});
+    reference::Random random(2);
+    const std::vector<float> query = random.row(shape.query_size());
+    std::vector<float> out(reference::at(shape.output_size())), expected(out.size());
+    layer.step(query, cache.view(100), out);
+    sound.step(query, clean.view(100), expected);
+    EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, true, false}));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      if (i / 128 != 1) {
+        EXPECT_EQ(out[i], expected[i]);
+      }
+    }
+  }
+}
+
+/// One step whose query is no number, then sound ones.
+template <class Policy>
+void expect_full_after_nan(const Policy& policy, const LayerOptions& options, bool nan_in_prompt) {
+  reference::Random random(5);
+  auto cache = Cache<float>::random(shape, length, random);
+  LayerAttention<float, Policy> layer(shape, options, policy);
+  std::vector<float> query = random.row(shape.query_size()), out(reference::at(shape.output_size()));
+  std::vector<float> spoilt = query;
+  spoilt[70] = std::nanf("");  // a query head of KV head 1
+  layer.observe(nan_in_prompt ? spoilt : query, prompt);
+  if (!nan_in_prompt) {
+    index_t end = prompt + 1;
+    for (; end <= prompt + 3; ++end) layer.step(query, cache.view(end), out);
+    layer.step(spoilt, cache.view(end), out);  // step 4: a full one
+    ASSERT_EQ(layer.last_step(1), StepKind::full);
+    EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, true, false}));
+  }
+  layer.step(query, cache.view(layer.length() + 1), out);
+  EXPECT_EQ(layer.last_step(1), StepKind::full);
+  EXPECT_EQ(layer.last_step(0), StepKind::recycled);
+  EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, false, false}));
+  layer.step(query, cache.view(layer.length() + 1), out);
+  EXPECT_EQ(layer.last_step(1), StepKind::recycled);
+  EXPECT_EQ(layer.recycled_positions(1).size(), std::size_t{12});
+}
+
+TEST(NanQuery, OfAFullStepMakesTheNextOneFull) {
+  expect_full_after_nan(FixedStride{4}, {.capacity = 12}, false);
+  expect_full_after_nan(FixedStride{4}, {.capacity = 12, .attention = {.window = 30, .sinks = 2}}, false);
+}
+
+TEST(NanQuery, OfThePromptMakesTheFirstStepFull) {
+  expect_full_after_nan(NeverFull{}, {.capacity = 12}, true);
+  expect_full_after_nan(NeverFull{}, {.capacity = 12, .attention = {.window = 30, .sinks = 2}}, true);
+}
+
+TEST(NanQuery, AnywhereInTheObservationWindowMakesTheFirstStepFull) {
+  reference::Random random(5);
+  const auto cache = Cache<float>::random(shape, length, random);
+  for (const std::size_t token : {0U, 1U, 2U}) {
+    LayerAttention<float, NeverFull> layer(shape, {.capacity = 12, .attention = {.window = 30}}, {}, {7, 3});
+    std::vector<float> queries = random.row(3 * shape.query_size());
+    std::vector<float> out(reference::at(shape.output_size()));
+    queries[token * reference::at(shape.query_size()) + 70] = std::nanf("");  // a query head of KV head 1
+    layer.observe(queries, prompt);
+    layer.step(random.row(shape.query_size()), cache.view(prompt + 1), out);
+    EXPECT_EQ(layer.last_step(0), StepKind::recycled);
+    EXPECT_EQ(layer.last_step(1), StepKind::full) << "token " << token;
+    EXPECT_EQ(layer.last_step(2), StepKind::recycled);
+  }
+}
+
+TEST(NanQuery, NeverFreezesASchedule) {
+  reference::Random random(5);
+  const auto cache = Cache<float>::random(shape, length, random);
+  LayerAttention<float, QuerySimilarity> layer(shape, {.capacity = 12}, {1, 0.5F});
+  std::vector<float> query = random.row(shape.query_size()), out(reference::at(shape.output_size()));
+  layer.observe(query, prompt);
+  layer.step(query, cache.view(prompt + 1), out);
+  EXPECT_EQ(layer.last_step(0), StepKind::recycled);
+  const std::vector<float> spoilt(query.size(), std::nanf(""));
+  layer.step(spoilt, cache.view(prompt + 2), out);
+  EXPECT_EQ(layer.last_step(0), StepKind::full);  // a query that can't be compared is not similar
+  layer.step(query, cache.view(prompt + 3), out);
+  EXPECT_EQ(layer.last_step(0), StepKind::full);  // nor is anything similar to it
+  layer.step(query, cache.view(prompt + 4), out);
+  EXPECT_EQ(layer.last_step(0), StepKind::recycled);
+  EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, false, false}));
+}
+
+}  // namespace

@@ -1,0 +1,155 @@
+// Seeded data, and KV caches of any type and layout made of it.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <recycled/types/kv_view.hpp>
+#include <recycled/types/memory.hpp>
+#include <vector>
+
+#include "reference/attention.hpp"
+
+namespace reference {
+
+/// The same numbers for the same seed.
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : engine_(seed) {}
+
+  float normal() { return normal_(engine_); }
+  /// A whole number of [low, high].
+  index_t between(index_t low, index_t high) { return std::uniform_int_distribution<index_t>(low, high)(engine_); }
+  std::vector<float> row(index_t dim, float deviation = 1) {
+    std::vector<float> values(static_cast<std::size_t>(dim));
+    for (float& x : values) x = deviation * normal();
+    return values;
+  }
+  Rows rows(index_t count, index_t dim, float deviation = 1) {
+    Rows all;
+    for (index_t j = 0; j < count; ++j) all.push_back(row(dim, deviation));
+    return all;
+  }
+
+ private:
+  std::mt19937_64 engine_;
+  std::normal_distribution<float> normal_;
+};
+
+/// What is left of a row that has been stored as T.
+template <recycled::Scalar T>
+std::vector<float> rounded(const std::vector<float>& row) {
+  const index_t dim = static_cast<index_t>(row.size());
+  std::vector<T> stored(row.size() / static_cast<std::size_t>(recycled::values_per_element<T>));
+  recycled::encode(row.data(), dim, stored.data());
+  std::vector<float> values(row.size());
+  recycled::decode(stored.data(), dim, values.data());
+  return values;
+}
+
+/// An element of T that poisons whatever it touches.
+template <recycled::Scalar T>
+T poison() {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  if constexpr (std::same_as<T, recycled::q8_0>) {
+    T element{recycled::half(nan), {}};
+    std::fill(std::begin(element.quants), std::end(element.quants), std::int8_t{1});
+    return element;
+  } else {
+    return static_cast<T>(nan);
+  }
+}
+
+/// Where the rows of a cache lie.
+struct Layout {
+  bool position_major = false;  ///< [position, head, dim], else [head, position, dim]
+  index_t padding = 0;          ///< elements behind every row
+  index_t offset = 0;           ///< elements before the first row: 1 leaves every row unaligned
+  index_t room = 0;             ///< positions behind the last
+};
+
+/// Keys and values of one layer. Whatever is no row is poison.
+template <recycled::Scalar T>
+class Cache {
+ public:
+  Cache(const recycled::Shape& shape, index_t length, Layout layout = {})
+      : shape_(recycled::detail::checked<T>(shape)),
+        length_(length),
+        layout_(layout),
+        keys_(elements(shape_.head_dim), poison<T>()),
+        values_(elements(shape_.value_dim), poison<T>()) {}
+
+  /// Normal keys and values; the logits of normal queries are then about normal, too.
+  static Cache random(const recycled::Shape& shape, index_t length, Random& random, Layout layout = {}) {
+    Cache cache(shape, length, layout);
+    for (index_t g = 0; g < shape.kv_heads; ++g) {
+      for (index_t j = 0; j < length; ++j) {
+        cache.set_key(j, g, random.row(cache.shape_.head_dim));
+        cache.set_value(j, g, random.row(cache.shape_.value_dim));
+      }
+    }
+    return cache;
+  }
+
+  /// The same rows in another layout.
+  Cache arranged(Layout layout) const {
+    Cache other(shape_, length_, layout);
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      for (index_t j = 0; j < length_; ++j) {
+        std::copy_n(view().key(j, g), row_elements(shape_.head_dim), other.key(j, g));
+        std::copy_n(view().value(j, g), row_elements(shape_.value_dim), other.value(j, g));
+      }
+    }
+    return other;
+  }
+
+  recycled::KvView<T> view() const { return view(length_); }
+  recycled::KvView<T> view(index_t length) const {
+    return {keys_.data() + layout_.offset, values_.data() + layout_.offset, strides(shape_.head_dim),
+            strides(shape_.value_dim), length};
+  }
+  const recycled::Shape& shape() const { return shape_; }
+  index_t length() const { return length_; }
+
+  void set_key(index_t position, index_t head, const std::vector<float>& row) {
+    recycled::encode(row.data(), shape_.head_dim, key(position, head));
+  }
+  void set_value(index_t position, index_t head, const std::vector<float>& row) {
+    recycled::encode(row.data(), shape_.value_dim, value(position, head));
+  }
+  void poison_key(index_t position, index_t head) { *key(position, head) = poison<T>(); }
+  void poison_value(index_t position, index_t head) { *value(position, head) = poison<T>(); }
+
+  /// What is stored, as floats.
+  Rows keys(index_t head) const { return decoded(head, shape_.head_dim, &recycled::KvView<T>::key); }
+  Rows values(index_t head) const { return decoded(head, shape_.value_dim, &recycled::KvView<T>::value); }
+
+ private:
+  static index_t row_elements(index_t dim) { return dim / recycled::values_per_element<T>; }
+  index_t elements(index_t dim) const {
+    return layout_.offset + shape_.kv_heads * (length_ + layout_.room) * (row_elements(dim) + layout_.padding);
+  }
+  recycled::Strides strides(index_t dim) const {
+    const index_t row = row_elements(dim) + layout_.padding;
+    if (layout_.position_major) return {shape_.kv_heads * row, row};
+    return {row, (length_ + layout_.room) * row};
+  }
+  T* key(index_t position, index_t head) { return const_cast<T*>(view().key(position, head)); }
+  T* value(index_t position, index_t head) { return const_cast<T*>(view().value(position, head)); }
+  template <class Place>
+  Rows decoded(index_t head, index_t dim, Place place) const {
+    Rows rows(static_cast<std::size_t>(length_), std::vector<float>(static_cast<std::size_t>(dim)));
+    for (index_t j = 0; j < length_; ++j) {
+      recycled::decode((view().*place)(j, head), dim, rows[static_cast<std::size_t>(j)].data());
+    }
+    return rows;
+  }
+
+  recycled::Shape shape_;
+  index_t length_;
+  Layout layout_;
+  recycled::Array<T> keys_;
+  recycled::Array<T> values_;
+};
+
+}  // namespace reference

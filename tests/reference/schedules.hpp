@@ -1,0 +1,64 @@
+// The schedules of the paper in plain code, for the model of a layer.
+#pragma once
+
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "recycled/types/config.hpp"
+
+namespace reference {
+
+using recycled::index_t;
+
+inline std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+/// What a schedule is asked, for a layer or for one KV head.
+struct Question {
+  index_t step, age, kv_head, head_dim;
+  std::vector<float> queries, full_queries;  // [query heads in scope, head_dim]
+};
+
+/// Whether a step is full; `learn` receives KV head and retained mass after a measured full step.
+struct Schedule {
+  std::function<bool(const Question&)> full;
+  bool per_head = false;
+  std::function<void(index_t, long double)> learn = {};
+};
+
+inline Schedule always_full() {
+  return {[](const Question&) { return true; }};
+}
+
+inline Schedule never_full() {
+  return {[](const Question&) { return false; }};
+}
+
+inline Schedule fixed_stride(index_t stride) {
+  return {[stride](const Question& q) { return q.step % stride == 0; }};
+}
+
+inline std::vector<long double> mean_query(const std::vector<float>& queries, index_t dim) {
+  std::vector<long double> mean(at(dim), 0);
+  for (std::size_t i = 0; i < queries.size(); ++i) {
+    mean[i % mean.size()] += static_cast<long double>(queries[i]) * dim / static_cast<long double>(queries.size());
+  }
+  return mean;
+}
+
+inline Schedule query_similarity(index_t stride, float threshold) {
+  return {[stride, threshold](const Question& q) {
+    if (q.step % stride != 0) return false;
+    const std::vector<long double> now = mean_query(q.queries, q.head_dim);
+    const std::vector<long double> then = mean_query(q.full_queries, q.head_dim);
+    long double dot = 0, a = 0, b = 0;
+    for (std::size_t d = 0; d < now.size(); ++d) {
+      dot += now[d] * then[d];
+      a += now[d] * now[d];
+      b += then[d] * then[d];
+    }
+    return !(dot / std::sqrt(a) / std::sqrt(b) > static_cast<long double>(threshold));
+  }};
+}
+
+}  // namespace reference
