@@ -80,6 +80,7 @@ class LayerAttention {
     detail::require(length >= length_ + tokens, "length", length, [&] {
       return "at least " + std::to_string(length_ + tokens) + ": the positions so far and these tokens";
     });
+    detail::require(length <= detail::most_positions, "length", length, "at most 2^40 positions");
     check_compared(compared);
     // Where tokens that nobody saw lie in between, the window can't reach across.
     if (length > length_ + tokens) prompt_.clear();
@@ -150,7 +151,7 @@ class LayerAttention {
   static constexpr bool recycles = detail::recycles<Policy>;
 
   static LayerOptions checked(LayerOptions options, const Shape& shape) {
-    constexpr index_t most = index_t{1} << 40;
+    constexpr index_t most = detail::most_positions;
     detail::require(options.capacity >= (recycles ? 1 : 0) && options.capacity <= most, "LayerOptions.capacity",
                     options.capacity, "1 to 2^40 positions");
     detail::require(options.max_length >= 0 && options.max_length <= most, "LayerOptions.max_length",

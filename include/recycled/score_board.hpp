@@ -58,7 +58,10 @@ class ScoreBoard {
     const index_t length = visible.window.end;
     const std::span<float> ranked(ranks(g), static_cast<std::size_t>(length));
     selection.rank(Scores{{log_weights(g), ranked.size()}}, ranked);
-    // Not -infinity: a visible position may have that, and it comes before what can't be seen.
+    if (visible.window.begin > visible.sinks.end) {
+      // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
+      for (float& rank : ranked) rank = rank == rank ? rank : -std::numeric_limits<float>::infinity();
+    }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
       ranks(g)[j] = std::numeric_limits<float>::quiet_NaN();
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));

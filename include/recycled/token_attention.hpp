@@ -51,8 +51,8 @@ class TokenAttention {
 
   /// Makes room for a step over `length` positions: nothing allocates after it.
   void reserve(index_t length) {
-    workspace_.reserve(shape_.query_heads, shape_.head_dim, shape_.kv_heads * kernels::Cut::most_pieces, shape_.group(),
-                       shape_.value_dim);
+    workspace_.reserve(shape_.query_heads, shape_.head_dim, shape_.kv_heads * kernels::most_pieces(shape_.kv_heads),
+                       shape_.group(), shape_.value_dim);
     if constexpr (Recycles) scores_.reserve(length);
   }
   kernels::Workspace<simd::native>& workspace() noexcept { return workspace_; }

@@ -117,7 +117,7 @@ TYPED_TEST(Decode, LayoutAndAlignmentChangeNoBit) {
 
 TYPED_TEST(Decode, SumsOfManyEqualLogitsStayWithinTheBound) {
   using T = typename TypeParam::T;
-  for (const index_t length : {256, 8500}) {
+  for (const index_t length : {256, 8500, 131072}) {
     auto given = given_logits<T>(length, [](index_t) { return 0.0F; });
     // The same value at every position: then every addition errs to the same side.
     std::vector<float> value(static_cast<std::size_t>(given.cache.shape().value_dim));

@@ -157,7 +157,7 @@ TYPED_TEST(Prefill, LayoutAndAlignmentChangeNoBit) {
 }
 
 TYPED_TEST(Prefill, SumsOfManyEqualLogitsStayWithinTheBound) {
-  auto prompt = Prompt<TypeParam>::random({1, 1, 8, 24}, 8500, 1);
+  auto prompt = Prompt<TypeParam>::random({1, 1, 8, 24}, 131072, 1);
   std::fill(prompt.queries.begin(), prompt.queries.end(), 0.0F);
   std::vector<float> value(static_cast<std::size_t>(prompt.shape().value_dim));
   for (std::size_t v = 0; v < value.size(); ++v) value[v] = 0.5F + static_cast<float>(v) / 47;

@@ -42,8 +42,7 @@ int main() {
       const float difference = std::abs(out[i] - expected[i]);
       if (!(difference <= worst)) worst = difference;  // a NaN stays
     }
-    std::printf("%-18s differs from %s by at most %g\n", part.name, parts[0].name,
-                static_cast<double>(worst));
+    std::printf("%-18s differs from %s by at most %g\n", part.name, parts[0].name, static_cast<double>(worst));
     agree = agree && out.size() == expected.size() && worst <= 1e-5F;
   }
   std::puts(agree ? "all agree" : "they disagree");

@@ -9,8 +9,7 @@ std::vector<float> PART_NAME(const Sequence& sequence) {
   constexpr std::size_t key_size = Sequence::kv_heads * Sequence::head_dim;
   const recycled::Shape shape{
       .query_heads = Sequence::query_heads, .kv_heads = Sequence::kv_heads, .head_dim = Sequence::head_dim};
-  recycled::Decoder<recycled::bfloat16> decoder{
-      {.layers = 1, .layer = shape}, {.capacity = 32}, {.stride = 7}};
+  recycled::Decoder<recycled::bfloat16> decoder{{.layers = 1, .layer = shape}, {.capacity = 32}, {.stride = 7}};
   recycled::ThreadPool pool{2};
   std::vector<float> out(sequence.queries.size());
 
@@ -19,8 +18,8 @@ std::vector<float> PART_NAME(const Sequence& sequence) {
   };
   decoder.prefill(0, tokens(sequence.queries, query_size, 0, Sequence::prompt),
                   tokens(sequence.keys, key_size, 0, Sequence::prompt),
-                  tokens(sequence.values, key_size, 0, Sequence::prompt),
-                  tokens(out, query_size, 0, Sequence::prompt), pool);
+                  tokens(sequence.values, key_size, 0, Sequence::prompt), tokens(out, query_size, 0, Sequence::prompt),
+                  pool);
   for (std::size_t t = Sequence::prompt; t < Sequence::prompt + Sequence::steps; ++t) {
     decoder.step(0, tokens(sequence.queries, query_size, t, 1), tokens(sequence.keys, key_size, t, 1),
                  tokens(sequence.values, key_size, t, 1), tokens(out, query_size, t, 1), pool);

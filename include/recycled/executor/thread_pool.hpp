@@ -15,7 +15,7 @@ namespace recycled::inline RECYCLED_ABI {
 class ThreadPool {
  public:
   /// `threads` >= 1 counts the caller: ThreadPool{1} starts none.
-  explicit ThreadPool(int threads) {
+  explicit ThreadPool(int threads) : ThreadPool() {  // from here on a failure to start a thread runs the destructor
     detail::require(threads >= 1 && threads <= 1024, "ThreadPool.threads", threads, "1 to 1024");
     helpers_.reserve(static_cast<std::size_t>(threads - 1));
     for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
@@ -47,6 +47,8 @@ class ThreadPool {
   }
 
  private:
+  ThreadPool() = default;
+
   /// Rounds of a short spin before a thread parks: the next region of a step follows within microseconds.
   static constexpr int spins = 2000;
 

@@ -12,17 +12,15 @@
 
 namespace recycled::inline RECYCLED_ABI::kernels {
 
-/// How `positions` positions are cut: pieces of at least 4 blocks (a piece costs a state to clear and to merge), at
-/// most 32 of them (that bounds the workspace, and feeds every thread of a desktop even at a single KV head).
-struct Cut {
-  static constexpr index_t most_pieces = 32;
-  index_t positions;
-  index_t piece;  ///< positions in a piece, whole blocks
+/// Into how many pieces a head's positions are cut at most: 64 for all heads together feed every thread of a desktop
+/// evenly, also where there is a single KV head, and bound the workspace.
+constexpr index_t most_pieces(index_t kv_heads) { return std::max(index_t{2}, 64 / kv_heads); }
 
-  explicit Cut(index_t n) : positions(n), piece(std::max(4 * block, (n / most_pieces / block + 1) * block)) {}
-  /// At least one: a head without positions has a tile to say so.
-  index_t pieces() const noexcept { return std::max(index_t{1}, (positions + piece - 1) / piece); }
-};
+/// Positions in a piece: whole blocks, and at least 4, because a piece costs a state to clear and to merge, and its
+/// first block of keys comes unannounced.
+constexpr index_t piece_length(index_t positions, index_t kv_heads) {
+  return std::max(4 * block, (positions / most_pieces(kv_heads) / block + 1) * block);
+}
 
 /// What one KV head attends to in this step.
 template <Scalar T>
@@ -32,18 +30,22 @@ struct HeadWork {
   Range sinks = {};        ///< attended before the window; empty without a sliding window
   Range window = {};       ///< positions, or slots of the recycle cache
   LogitSink sink = {};     ///< where the logits are kept for a selection
+  index_t piece = block;   ///< positions in a piece
   index_t first_tile = 0;  ///< its pieces' tiles in the workspace
 
   index_t size() const noexcept { return sinks.size() + window.size(); }
+  /// At least one: a head without positions has a tile to say so.
+  index_t pieces() const noexcept { return std::max(index_t{1}, (size() + piece - 1) / piece); }
 };
 
-/// Numbers the tiles of all heads; returns how many there are.
+/// Cuts all heads and numbers their tiles; returns how many there are.
 template <Scalar T>
 index_t assign_tiles(std::span<HeadWork<T>> heads) {
   index_t tiles = 0;
   for (HeadWork<T>& head : heads) {
+    head.piece = piece_length(head.size(), static_cast<index_t>(heads.size()));
     head.first_tile = tiles;
-    tiles += Cut(head.size()).pieces();
+    tiles += head.pieces();
   }
   return tiles;
 }
@@ -58,10 +60,9 @@ void attend_piece(std::span<const HeadWork<T>> heads, index_t tile, index_t grou
   const index_t g = after - 1 - heads.begin();
   const TileState state = workspace.tile(tile, group);
   state.clear();
-  const Cut cut(head.size());
   // Pieces count visible positions: the sinks first, then the window.
-  const index_t begin = (tile - head.first_tile) * cut.piece;
-  const index_t end = std::min(cut.positions, begin + cut.piece);
+  const index_t begin = (tile - head.first_tile) * head.piece;
+  const index_t end = std::min(head.size(), begin + head.piece);
   const Queries queries = workspace.queries(g * group, group);
   const index_t sinks = head.sinks.size();
   const Range in_sinks{begin, std::min(end, sinks)};
@@ -75,10 +76,10 @@ void attend_piece(std::span<const HeadWork<T>> heads, index_t tile, index_t grou
 template <class Isa, Scalar T>
 void merge_pieces(const HeadWork<T>& head, index_t group, index_t value_dim, Workspace<Isa>& workspace, float* out,
                   float* lse) {
-  const index_t pieces = Cut(head.size()).pieces();
   for (index_t r = 0; r < group; ++r) {
     SoftmaxState merged = workspace.tile(head.first_tile, group).row(r);
-    for (index_t p = 1; p < pieces; ++p) merged.merge(workspace.tile(head.first_tile + p, group).row(r), value_dim);
+    for (index_t p = 1; p < head.pieces(); ++p)
+      merged.merge(workspace.tile(head.first_tile + p, group).row(r), value_dim);
     lse[r] = merged.lse();
     if (out != nullptr) merged.normalize(out + r * value_dim, value_dim);
   }

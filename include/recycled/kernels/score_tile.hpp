@@ -58,7 +58,7 @@ void score_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, inde
 
 /// Turns a row's logits into weights relative to the new maximum; returns what all earlier sums must be multiplied by.
 template <class Isa>
-float soften(float* logits, index_t count, float& max, float& sum) {
+float soften(float* logits, index_t count, float& max, float& sum, float& sum_lost) {
   // Whole vectors: behind the last position stand logits of -inf, which weigh nothing.
   const index_t whole = simd::padded<Isa>(count);
   std::fill(logits + count, logits + whole, SoftmaxState::empty_max);
@@ -74,7 +74,11 @@ float soften(float* logits, index_t count, float& max, float& sum) {
     weights = Isa::add(weights, weight);
   }
   const float correction = std::exp(max - reference);
-  sum = sum * correction + Isa::reduce_add(weights);
+  // Kahan's summation, as for the output: see value_tile.hpp.
+  const float before = sum * correction;
+  const float added = sum_lost * correction + Isa::reduce_add(weights);
+  sum = before + added;
+  sum_lost = added - (sum - before);
   max = new_max;
   return correction;
 }

@@ -23,21 +23,32 @@ namespace recycled::inline RECYCLED_ABI::kernels {
 struct TileState {
   float* max = nullptr;         ///< [rows]
   float* sum = nullptr;         ///< [rows]
+  float* sum_lost = nullptr;    ///< [rows]: what rounding took from sum so far
   float* correction = nullptr;  ///< [rows], scratch of one block
   float* logits = nullptr;      ///< [rows, block], scratch of one block
   float* output = nullptr;      ///< [rows, stride]
+  float* lost = nullptr;        ///< [rows, stride]: what rounding took from output so far
   index_t stride = 0;           ///< value_dim in whole vectors
   index_t rows = 0;
 
   /// Rows [first, first + count) as a state of their own.
   TileState part(index_t first, index_t count) const {
-    return {max + first, sum + first, correction + first, logits + first * block, output + first * stride,
-            stride,      count};
+    return {.max = max + first,
+            .sum = sum + first,
+            .sum_lost = sum_lost + first,
+            .correction = correction + first,
+            .logits = logits + first * block,
+            .output = output + first * stride,
+            .lost = lost + first * stride,
+            .stride = stride,
+            .rows = count};
   }
   void clear() const {
     std::fill(max, max + rows, SoftmaxState::empty_max);
     std::fill(sum, sum + rows, 0.0F);
+    std::fill(sum_lost, sum_lost + rows, 0.0F);
     std::fill(output, output + rows * stride, 0.0F);
+    std::fill(lost, lost + rows * stride, 0.0F);
   }
   SoftmaxState row(index_t r) const { return {max[r], sum[r], output + r * stride}; }
 };
@@ -64,7 +75,7 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, ind
       }
     }
     if (sink.first != nullptr) std::copy(logits, logits + count, sink.first + r * sink.stride + begin);
-    state.correction[r] = soften<Isa>(logits, count, state.max[r], state.sum[r]);
+    state.correction[r] = soften<Isa>(logits, count, state.max[r], state.sum[r], state.sum_lost[r]);
   }
   for_row_tiles<Isa::value_rows>(queries.rows, [&](auto tile, index_t r) {
     constexpr int vectors = std::min(8, static_cast<int>(std::bit_floor(unsigned{Isa::accumulators} / tile())));
@@ -74,6 +85,7 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, ind
                                                      .weights = state.logits + r * block,
                                                      .correction = state.correction + r,
                                                      .output = state.output + r * state.stride,
+                                                     .lost = state.lost + r * state.stride,
                                                      .stride = state.stride,
                                                      .ahead = {ahead, keys.stride, keys.dim}},
                                        0);

@@ -15,8 +15,8 @@ class Workspace {
     query_stride_ = simd::padded<Isa>(head_dim);
     output_stride_ = simd::padded<Isa>(value_dim);
     tile_rows_ = tile_rows;
-    // max, sum, correction; then logits and output, each on a cache line of its own.
-    tile_floats_ = lines(3 * tile_rows) + tile_rows * block + lines(tile_rows * output_stride_);
+    // Four small arrays; then logits, output and lost, each on a cache line of its own.
+    tile_floats_ = lines(4 * tile_rows) + tile_rows * block + 2 * lines(tile_rows * output_stride_);
     grow(queries_, detail::checked_product(query_rows, query_stride_, "query memory"));
     grow(tiles_, detail::checked_product(tiles, tile_floats_, "tile memory"));
   }
@@ -27,9 +27,17 @@ class Workspace {
   }
   TileState tile(index_t i, index_t rows) noexcept {
     float* small = tiles_.data() + i * tile_floats_;
-    float* logits = small + lines(3 * tile_rows_);
-    return {small, small + tile_rows_, small + 2 * tile_rows_, logits, logits + tile_rows_ * block, output_stride_,
-            rows};
+    float* logits = small + lines(4 * tile_rows_);
+    float* output = logits + tile_rows_ * block;
+    return {.max = small,
+            .sum = small + tile_rows_,
+            .sum_lost = small + 2 * tile_rows_,
+            .correction = small + 3 * tile_rows_,
+            .logits = logits,
+            .output = output,
+            .lost = output + lines(tile_rows_ * output_stride_),
+            .stride = output_stride_,
+            .rows = rows};
   }
 
   /// Packs tokens of [query_heads, head_dim] as rows [kv_head, token, group], scaled, ends padded with zeros.

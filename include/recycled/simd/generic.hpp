@@ -81,8 +81,8 @@ struct generic {
   /// a * 2^n for whole n in [-126, 127].
   static vec scale_by_power_of_2(vec a, vec n) {
     return each([&](int i) {
-      // A NaN never reaches the conversion: it would be undefined.
-      const int exponent = n.lane[i] >= -126.0F ? static_cast<int>(n.lane[i]) : 0;
+      // What is out of range never reaches the conversion: it would be undefined.
+      const int exponent = n.lane[i] >= -126.0F && n.lane[i] <= 127.0F ? static_cast<int>(n.lane[i]) : 0;
       return a.lane[i] * std::bit_cast<float>((exponent + 127) << 23);
     });
   }

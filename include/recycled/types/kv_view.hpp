@@ -52,6 +52,7 @@ namespace detail {
 template <Scalar T>
 void check(const KvView<T>& view, const Shape& shape) {
   require(view.length >= 1, "KvView.length", view.length, "at least 1: the new token's row is already in it");
+  require(view.length <= most_positions, "KvView.length", view.length, "at most 2^40 positions");
   require(view.keys != nullptr, "KvView.keys", "null", "a pointer to the first key");
   require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
   const auto stride = [&](index_t value, index_t row, index_t count, std::string_view name) {

@@ -29,6 +29,9 @@ struct AttentionOptions {
 
 namespace detail {
 
+/// Far more than any context, and far from overflow once multiplied by a dimension.
+inline constexpr index_t most_positions = index_t{1} << 40;
+
 /// `shape` with value_dim filled in. Throws std::invalid_argument for a shape that no layer of T can have.
 template <Scalar T>
 Shape checked(Shape shape) {
