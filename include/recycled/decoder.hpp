@@ -16,9 +16,10 @@ struct ModelShape {
   Shape layer;
 };
 
-/// KV caches and attention of one sequence through all layers. A token passes the layers 0, 1, ... in turn; prompt
-/// chunks likewise. A value: a copy is a fork that shares nothing. Several sequences are several objects, and different
-/// threads may use different ones. Wrong arguments throw std::invalid_argument and leave the decoder as it was.
+/// KV caches and attention of one sequence through all layers. A token, or a chunk of the
+/// prompt, passes through the layers in any order; it counts once all of them have it. A value: a copy is a fork that
+/// shares nothing. Several sequences are several objects, and different threads may use different ones. Wrong arguments
+/// throw std::invalid_argument and leave the decoder as it was.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
 class Decoder {
  public:
@@ -58,15 +59,16 @@ class Decoder {
 
   /// Positions that all layers hold.
   index_t length() const noexcept {
-    index_t least = layers_.front().cache.length();
-    for (const Both& both : layers_) least = std::min(least, both.cache.length());
-    return least;
+    const auto least = std::min_element(layers_.begin(), layers_.end(), [](const Both& a, const Both& b) {
+      return a.cache.length() < b.cache.length();
+    });
+    return least == layers_.end() ? 0 : least->cache.length();
   }
 
   /// Takes back all positions from `length` on, in every layer; also repairs a token that stopped between two layers.
   void truncate(index_t length) {
-    detail::require(length >= 0 && length <= this->length(), "length", length,
-                    "0 to " + std::to_string(this->length()));
+    detail::require(length >= 0 && length <= this->length(), "truncate: length", length,
+                    [this] { return "0 to the " + std::to_string(this->length()) + " positions there are"; });
     for (Both& both : layers_) {
       both.cache.truncate(length);
       both.attention.truncate(length);
@@ -74,7 +76,8 @@ class Decoder {
   }
   /// Takes back the last `tokens` positions (speculative decoding).
   void rollback(index_t tokens) {
-    detail::require(tokens >= 0 && tokens <= length(), "tokens", tokens, "0 to " + std::to_string(length()));
+    detail::require(tokens >= 0 && tokens <= length(), "rollback: tokens", tokens,
+                    [this] { return "0 to the " + std::to_string(length()) + " positions there are"; });
     truncate(length() - tokens);
   }
 
@@ -83,7 +86,7 @@ class Decoder {
   Decoder fork() const { return *this; }
 
   /// As newly made, with the memory kept: the next sequence.
-  void clear() noexcept {
+  void clear() {
     for (Both& both : layers_) {
       both.cache.truncate(0);
       both.attention.clear();

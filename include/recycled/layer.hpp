@@ -19,8 +19,11 @@ namespace recycled::inline RECYCLED_ABI {
 /// owns is the recycle cache, kv_heads * (K + 1) packed rows, and query_heads + 2 kv_heads floats a position for
 /// scores.
 ///
-/// A value: copies share nothing. Different objects may be used from different threads at the same time, one object
-/// from one thread at a time. Wrong arguments throw std::invalid_argument and leave the layer as it was.
+/// A value: copies share nothing; one object serves one layer of one sequence. Different objects may be used from
+/// different threads at the same time, one object from one thread at a time. Wrong arguments throw
+/// std::invalid_argument and leave the layer as it was; after an executor that throws the length is as it was, and the
+/// next step is full. A layer that was moved from may be assigned to or destroyed. `out` must not overlap the other
+/// arguments.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
 class LayerAttention {
  public:
@@ -28,12 +31,13 @@ class LayerAttention {
   LayerAttention(const Shape& shape, const LayerOptions& options, const Policy& schedule = {},
                  const Keep& selection = {})
       : shape_(detail::checked<T>(shape)),
-        options_(checked(options, shape_)),
+        options_(detail::checked<recycles>(options, shape_)),
         initial_schedule_(schedule),
         initial_selection_(selection),
         schedule_(schedule),
         attention_(shape_, options_, selection),
         prompt_(detail::observation_window(selection), shape_.query_size()),
+        kinds_(shape_.kv_heads, StepKind::full),
         ages_(shape_.kv_heads, 0),
         full_queries_(shape_.query_size(), 0.0F) {
     detail::validate(schedule);
@@ -52,9 +56,9 @@ class LayerAttention {
     prepare(kv, executor);
     attention_.reserve(kv.length);
     decide(queries, kv.length);
+    attention_.run(query.data(), kv, out.data(), executor);
     ++step_;
     length_ = kv.length;
-    attention_.run(query.data(), kv, out.data(), executor);
     for (index_t g = 0; g < shape_.kv_heads; ++g) account(g, queries);
   }
 
@@ -65,26 +69,27 @@ class LayerAttention {
   template <Executor E = Serial>
   void prefill(std::span<const float> queries, const KvView<T>& kv, std::span<float> out, E&& executor = {},
                std::span<const float> compared = {}) {
-    const index_t tokens = token_count(queries);
+    const index_t tokens = detail::token_count(queries, shape_);
     check(queries, kv, out, tokens, compared);
     kernels::prefill_reserve(shape_, tokens, attention_.workspace());
-    remember(queries, kv.length, compared);
     kernels::prefill(shape_, options_.attention, kv, queries.data(), tokens, out.data(), attention_.workspace(),
                      executor);
+    remember(queries, kv.length, compared);
   }
 
   /// The host ran the prompt (or a part of it) by itself: these are the queries [tokens, query_heads, head_dim] of its
   /// last tokens, and `length` positions are in the cache now. Without this call the first step is a full one.
   void observe(std::span<const float> queries, index_t length, std::span<const float> compared = {}) {
-    const index_t tokens = token_count(queries);
+    const index_t tokens = detail::token_count(queries, shape_);
     detail::require(length >= length_ + tokens, "length", length, [&] {
       return "at least " + std::to_string(length_ + tokens) + ": the positions so far and these tokens";
     });
     detail::require(length <= detail::most_positions, "length", length, "at most 2^40 positions");
-    check_compared(compared);
-    // Where tokens that nobody saw lie in between, the window can't reach across.
-    if (length > length_ + tokens) prompt_.clear();
+    detail::check_compared(compared, shape_);
+    const bool skips = length > length_ + tokens;
     remember(queries, length, compared);
+    // Where tokens that nobody saw lie in between, the observation window can't reach across.
+    if (skips) prompt_.keep_last(tokens);
   }
 
   /// Chooses the first recycle cache now, from `kv` that holds at least the prompt, so that the first step need not.
@@ -106,12 +111,11 @@ class LayerAttention {
   /// Takes back all positions from `length` on (speculative decoding). If one of them had cost another its place in the
   /// recycle cache, the next step of that head is full. Decode steps are counted back, too.
   void truncate(index_t length) {
-    detail::require(length >= 0 && length <= length_, "length", length, "0 to " + std::to_string(length_));
+    detail::require(length >= 0 && length <= length_, "truncate: length", length,
+                    [this] { return "0 to the " + std::to_string(length_) + " positions there are"; });
     const index_t removed = length_ - length;
     prompt_.drop(removed);
-    if (removed > 0 && prompt_.tokens() > 0) {  // the prompt ends earlier: its last token counts as the full step
-      std::copy_n(prompt_.query(prompt_.tokens() - 1), full_queries_.size(), full_queries_.data());
-    }
+    if (removed > 0 && prompt_.tokens() > 0) forget_last_prompt_token();
     attention_.truncate(length);
     for (index_t& age : ages_) age = std::max(age - removed, index_t{0});
     step_ = std::max(step_ - removed, index_t{0});
@@ -119,7 +123,8 @@ class LayerAttention {
   }
   /// Takes back the last `tokens` positions.
   void rollback(index_t tokens) {
-    detail::require(tokens >= 0 && tokens <= length_, "tokens", tokens, "0 to " + std::to_string(length_));
+    detail::require(tokens >= 0 && tokens <= length_, "rollback: tokens", tokens,
+                    [this] { return "0 to the " + std::to_string(length_) + " positions there are"; });
     truncate(length_ - tokens);
   }
   /// As newly made, with the memory kept.
@@ -150,64 +155,51 @@ class LayerAttention {
  private:
   static constexpr bool recycles = detail::recycles<Policy>;
 
-  static LayerOptions checked(LayerOptions options, const Shape& shape) {
-    constexpr index_t most = detail::most_positions;
-    detail::require(options.capacity >= (recycles ? 1 : 0) && options.capacity <= most, "LayerOptions.capacity",
-                    options.capacity, "1 to 2^40 positions");
-    detail::require(options.max_length >= 0 && options.max_length <= most, "LayerOptions.max_length",
-                    options.max_length, "0 to 2^40 positions");
-    if constexpr (recycles) {  // each count is sound, their product may not be
-      const index_t slots = detail::checked_product(shape.kv_heads, options.capacity + 1, "recycle cache size");
-      detail::checked_product(slots, std::max(shape.head_dim, shape.value_dim), "recycle cache size");
-    }
-    options.attention = detail::checked(options.attention, shape);
-    return options;
-  }
   index_t checked_head(index_t kv_head) const {
     detail::require(kv_head >= 0 && kv_head < shape_.kv_heads, "kv_head", kv_head,
                     "0 to " + std::to_string(shape_.kv_heads - 1));
     return kv_head;
   }
-  index_t token_count(std::span<const float> queries) const {
-    const auto size = static_cast<index_t>(queries.size());
-    detail::require(size >= shape_.query_size() && size % shape_.query_size() == 0, "query.size()", size, [this] {
-      return "a positive multiple of query_heads * head_dim = " + std::to_string(shape_.query_size());
-    });
-    return size / shape_.query_size();
-  }
-  void check_compared(std::span<const float> compared) const {
-    detail::require(compared.empty() || static_cast<index_t>(compared.size()) == shape_.query_size(), "compared.size()",
-                    compared.size(), shape_.query_size());
-  }
+  /// The arguments of a step or a prefill of `tokens` tokens.
   void check(std::span<const float> queries, const KvView<T>& kv, std::span<float> out, index_t tokens,
              std::span<const float> compared) const {
-    detail::require(static_cast<index_t>(queries.size()) == tokens * shape_.query_size(), "query.size()",
-                    queries.size(), tokens * shape_.query_size());
-    detail::require(static_cast<index_t>(out.size()) == tokens * shape_.output_size(), "out.size()", out.size(),
-                    tokens * shape_.output_size());
-    check_compared(compared);
+    detail::require_size(queries.size(), tokens * shape_.query_size(), "query.size()",
+                         "query_heads * head_dim for each token");
+    detail::require_size(out.size(), tokens * shape_.output_size(), "out.size()",
+                         "query_heads * value_dim for each token");
+    detail::check_compared(compared, shape_);
     detail::check(kv, shape_);
     detail::require(
         length_ == 0 ? kv.length >= tokens : kv.length == length_ + tokens, "KvView.length", kv.length, [&] {
           return std::to_string(length_ + tokens) + ": " + std::to_string(length_) + " positions so far and " +
-                 std::to_string(tokens) + " new (truncate() takes positions back, observe() skips a prompt)";
+                 std::to_string(tokens) +
+                 " new, whose rows are in the view (truncate() takes positions back, observe() skips a prompt)";
         });
   }
 
   /// A chunk of the prompt: its last token counts as a full step.
   void remember(std::span<const float> queries, index_t length, std::span<const float> compared) {
     prompt_.push(queries);
+    prompt_compared_ = !compared.empty();
     const std::span<const float> last = compared.empty() ? queries.last(full_query_count()) : compared;
     std::copy(last.begin(), last.end(), full_queries_.begin());
     for (auto& head : attention_.heads()) head.must_refresh = true;
     step_ = 0;
     length_ = length;
   }
+  /// The prompt ends earlier: the token that is now its last counts as the full step. What the host gave for comparison
+  /// is known of the removed one alone; NaN is similar to nothing, which leads to a full step.
+  void forget_last_prompt_token() {
+    if (prompt_compared_) {
+      std::fill(full_queries_.begin(), full_queries_.end(), std::numeric_limits<float>::quiet_NaN());
+    } else {
+      std::copy_n(prompt_.query(prompt_.tokens() - 1), full_queries_.size(), full_queries_.data());
+    }
+  }
   std::size_t full_query_count() const { return static_cast<std::size_t>(full_queries_.size()); }
 
   /// Asks the schedule, once for the layer or for every KV head.
   void decide(std::span<const float> queries, index_t length) {
-    auto& heads = attention_.heads();
     StepInfo info{.step = step_ + 1,
                   .length = length,
                   .kv_heads = shape_.kv_heads,
@@ -220,15 +212,15 @@ class LayerAttention {
         info.age = ages_[g] + 1;
         info.queries = group_of(queries, g);
         info.full_queries = group_of({full_queries_.data(), full_query_count()}, g);
-        heads[g].kind = schedule_.decide(info);
+        kinds_[g] = schedule_.decide(info);
       }
     } else {
       info.age = *std::max_element(ages_.begin(), ages_.end()) + 1;
-      const StepKind kind = schedule_.decide(info);
-      for (auto& head : heads) head.kind = kind;
+      std::fill(kinds_.begin(), kinds_.end(), schedule_.decide(info));
     }
-    for (auto& head : heads) {
-      if (head.must_refresh || !recycles) head.kind = StepKind::full;
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      auto& head = attention_.heads()[g];
+      head.kind = head.must_refresh || !recycles ? StepKind::full : kinds_[g];
     }
   }
   std::span<const float> group_of(std::span<const float> queries, index_t g) const {
@@ -237,7 +229,7 @@ class LayerAttention {
   }
 
   /// Ages, statistics, and what the schedule learns: on the calling thread, in the order of the heads.
-  void account(index_t g, std::span<const float> queries) {
+  void account(index_t g, std::span<const float> queries) noexcept {
     const auto& head = attention_.heads()[g];
     HeadStatistics& count = statistics_.heads[static_cast<std::size_t>(g)];
     count.rows_read += head.rows_read;
@@ -266,8 +258,10 @@ class LayerAttention {
   Policy schedule_;
   TokenAttention<T, Keep, recycles> attention_;
   PromptWindow prompt_;
-  Array<index_t> ages_;        // [kv_heads]: steps since the last full one
-  Array<float> full_queries_;  // [query_heads, head_dim]: of every head's last full step
+  bool prompt_compared_ = false;  // full_queries_ holds what the host gave for comparison, not a query
+  Array<StepKind> kinds_;         // [kv_heads]: what the schedule decided
+  Array<index_t> ages_;           // [kv_heads]: steps since the last full one
+  Array<float> full_queries_;     // [query_heads, head_dim]: of every head's last full step
   index_t step_ = 0;
   index_t length_ = 0;
   LayerStatistics statistics_;

@@ -103,6 +103,7 @@ class ScoreBoard {
       weights[s] = largest;
     }
     selection.attended(Attended{positions, {weights, positions.size()}}, cache.ranks(g));
+    for (float& rank : cache.ranks(g)) rank = rank == rank ? rank : -std::numeric_limits<float>::infinity();
   }
 
  private:

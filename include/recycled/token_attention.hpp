@@ -8,15 +8,9 @@
 #include "recycled/kernels/decode.hpp"
 #include "recycled/schedule/schedule.hpp"
 #include "recycled/score_board.hpp"
+#include "recycled/types/layer_options.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
-
-/// How a layer recycles.
-struct LayerOptions {
-  index_t capacity = 0;    ///< K: positions kept for each KV head; the paper takes an eighth of the context
-  index_t max_length = 0;  ///< positions to size all buffers for; beyond it (or at 0) they grow by doubling
-  AttentionOptions attention = {};
-};
 
 /// Reads the rows that a step reads, merges, and leaves the recycle cache ready for the next token. `Recycles` is false
 /// for a layer that takes full steps alone: then no recycle cache and no scores are kept. Arguments are checked by the
@@ -63,15 +57,18 @@ class TokenAttention {
   /// The step of the token whose row is the last of `kv`.
   template <class E>
   void run(const float* query, const KvView<T>& kv, float* out, E& executor) {
+    Attempt attempt(*this);
     for (index_t g = 0; g < shape_.kv_heads; ++g) lay_out(g, kv);
     attend(query, executor);
     executor(shape_.kv_heads, [&](index_t g) { finish(g, kv, out); });
+    attempt.succeeded = true;
   }
 
   /// Chooses the first sets by the prompt's last queries, on average over the window; `length` positions are the
   /// prompt.
   template <class E>
   void choose_from_prompt(const PromptWindow& window, const KvView<T>& kv, index_t length, E& executor) {
+    Attempt attempt(*this);
     const index_t tokens = window.tokens();
     for (index_t i = 0; i < tokens; ++i) {
       const index_t seen = length - tokens + 1 + i;
@@ -86,6 +83,7 @@ class TokenAttention {
         if (i + 1 == tokens) scores_.choose(g, selection(g), visible, kv, cache_);
       });
     }
+    attempt.succeeded = true;
   }
 
   /// Positions from `length` on are gone.
@@ -105,6 +103,21 @@ class TokenAttention {
  private:
   using Isa = simd::native;
 
+  /// A step that an executor's exception cuts short leaves sets that are neither old nor new: they are dropped, and the
+  /// next step is full.
+  struct Attempt {
+    explicit Attempt(TokenAttention& attention) : self(attention) {}
+    Attempt(const Attempt&) = delete;
+    Attempt& operator=(const Attempt&) = delete;
+    ~Attempt() {
+      if (succeeded) return;
+      self.cache_.clear();
+      for (Head& head : self.heads_) head.must_refresh = true;
+    }
+    TokenAttention& self;
+    bool succeeded = false;
+  };
+
   Keep& selection(index_t g) { return selections_[static_cast<std::size_t>(g)]; }
   std::span<const float> lse_of(index_t g) const {
     return {lse_.data() + g * shape_.group(), static_cast<std::size_t>(shape_.group())};
@@ -119,7 +132,9 @@ class TokenAttention {
             .sink = keep_logits ? scores_.sink(g) : kernels::LogitSink{}};
   }
 
-  /// Decides what KV head `g` reads; for a recycled step the new token joins the set.
+  /// Decides what KV head `g` reads; for a recycled step the new token joins the set. Steps are of consecutive
+  /// positions, and a set holds visible positions alone: so at most one of them leaves the window at a time, and a set
+  /// that is as large as what is visible is all of it.
   void lay_out(index_t g, const KvView<T>& kv) {
     Head& head = heads_[g];
     const index_t own = kv.length - 1;

@@ -109,8 +109,12 @@ TEST(KvView, StridesMustNotOverflow) {
   view.value_strides.head = std::numeric_limits<index_t>::max();
   EXPECT_NE(rejection(view).find("KvView.value_strides.head = 9223372036854775807, expected"), std::string::npos);
   view = good();
-  view.length = std::numeric_limits<index_t>::max();
-  EXPECT_NE(rejection(view).find("KvView.key_strides.position = 24, expected"), std::string::npos);
+  view.length = index_t{1} << 40;
+  view.key_strides.position = index_t{1} << 23;
+  EXPECT_NE(rejection(view).find("KvView.key_strides.position = 8388608, expected"), std::string::npos);
+  view = good();
+  view.length = (index_t{1} << 40) + 1;
+  EXPECT_NE(rejection(view).find("KvView.length = 1099511627777, expected at most 2^40"), std::string::npos);
 }
 
 TEST(KvView, StridesThatLeadNowhereAreNotAsked) {

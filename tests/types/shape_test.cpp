@@ -75,7 +75,7 @@ TEST(AttentionOptions, AcceptsWhatMakesSense) {
 TEST(AttentionOptions, NamesTheOptionThatMeansNothing) {
   EXPECT_EQ(option_rejection({.scale = nan}), says("AttentionOptions.scale", "nan", "a finite number"));
   EXPECT_EQ(option_rejection({.scale = -inf}), says("AttentionOptions.scale", "-inf", "a finite number"));
-  const std::string cap = "0 (off) or a positive, finite number";
+  const std::string cap = "0 (off) or a positive, finite number, its inverse finite too";
   EXPECT_EQ(option_rejection({.soft_cap = -1}), says("AttentionOptions.soft_cap", "-1", cap));
   EXPECT_EQ(option_rejection({.soft_cap = inf}), says("AttentionOptions.soft_cap", "inf", cap));
   EXPECT_EQ(option_rejection({.soft_cap = nan}), says("AttentionOptions.soft_cap", "nan", cap));

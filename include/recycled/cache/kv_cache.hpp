@@ -2,7 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <span>
+#include <utility>
 
 #include "recycled/types/kv_view.hpp"
 #include "recycled/types/memory.hpp"
@@ -19,9 +19,16 @@ class KvCache {
   KvCache(const Shape& shape, index_t reserved) : shape_(shape) { reserve(reserved); }
   /// A copy has the same room; only the rows in use are copied.
   KvCache(const KvCache& other) : shape_(other.shape_), length_(other.length_) { move_to(other.room_, other); }
-  KvCache(KvCache&&) noexcept = default;
+  KvCache(KvCache&& other) noexcept { *this = std::move(other); }
   KvCache& operator=(const KvCache& other) { return *this = KvCache(other); }
-  KvCache& operator=(KvCache&&) noexcept = default;
+  KvCache& operator=(KvCache&& other) noexcept {
+    shape_ = other.shape_;
+    keys_ = std::move(other.keys_);
+    values_ = std::move(other.values_);
+    room_ = std::exchange(other.room_, 0);
+    length_ = std::exchange(other.length_, 0);
+    return *this;
+  }
   ~KvCache() = default;
 
   index_t length() const noexcept { return length_; }

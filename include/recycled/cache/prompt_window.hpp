@@ -24,9 +24,15 @@ class PromptWindow {
     const index_t fresh = std::min(given, window_);
     const index_t kept = std::min(tokens_, window_ - fresh);
     if (queries_.size() < (kept + fresh) * size_) queries_.resize((kept + fresh) * size_);
-    std::copy_n(queries_.data() + (tokens_ - kept) * size_, kept * size_, queries_.data());
+    if (kept < tokens_) std::copy_n(queries_.data() + (tokens_ - kept) * size_, kept * size_, queries_.data());
     std::copy_n(queries.data() + (given - fresh) * size_, fresh * size_, queries_.data() + kept * size_);
     tokens_ = kept + fresh;
+  }
+  /// Forgets all but the last `tokens`.
+  void keep_last(index_t tokens) noexcept {
+    if (tokens >= tokens_) return;
+    std::copy_n(queries_.data() + (tokens_ - tokens) * size_, tokens * size_, queries_.data());
+    tokens_ = tokens;
   }
   /// Forgets the last `tokens`.
   void drop(index_t tokens) noexcept { tokens_ = std::max(tokens_ - tokens, index_t{0}); }

@@ -18,8 +18,9 @@ namespace recycled::inline RECYCLED_ABI::kernels {
 /// logits + r * stride.
 inline void group_log_weights(const float* logits, index_t stride, std::span<const float> lse, index_t length,
                               float* log_weights) {
-  for (index_t j = 0; j < length; ++j) log_weights[j] = logits[j] - lse[0];
-  for (std::size_t r = 1; r < lse.size(); ++r) {
+  // A row without any weight (lse = -inf) makes NaN here, which is above nothing: it has no say.
+  std::fill(log_weights, log_weights + length, -std::numeric_limits<float>::infinity());
+  for (std::size_t r = 0; r < lse.size(); ++r) {
     const float* row = logits + static_cast<index_t>(r) * stride;
     for (index_t j = 0; j < length; ++j) {
       const float weight = row[j] - lse[r];

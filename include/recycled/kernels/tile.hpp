@@ -69,6 +69,7 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, ind
   for (index_t r = 0; r < queries.rows; ++r) {
     float* logits = state.logits + r * block;
     if (soft_cap > 0) {
+      std::fill(logits + count, logits + simd::padded<Isa>(count), 0.0F);
       for (index_t j = 0; j < count; j += Isa::width) {
         const auto relative = Isa::mul(Isa::load(logits + j), Isa::broadcast(1.0F / soft_cap));
         Isa::store(logits + j, Isa::mul(simd::tanh<Isa>(relative), Isa::broadcast(soft_cap)));

@@ -39,8 +39,8 @@ struct Refresh {
 
 /// A schedule is copyable and decides. One object serves a layer; with `static constexpr bool per_head = true` it is
 /// asked about every KV head, else once about all of them. Optional members:
-///     void observe(const Refresh&)          after every full step of a head that replaced a set
-///     void validate() const                 throws std::invalid_argument, by way of detail::require
+///     void observe(const Refresh&)          after every full step of a head that replaced a set; must not throw
+///     void validate() const                 throws std::invalid_argument for parameters that mean nothing
 ///     static constexpr bool recycles = false  promises to answer `full` always: no recycle cache is kept
 template <class S>
 concept Schedule = std::copyable<S> && requires(S& schedule, const StepInfo& info) {

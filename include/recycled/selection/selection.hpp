@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <limits>
 #include <span>
 
 #include "recycled/types/error.hpp"
@@ -27,7 +28,8 @@ inline constexpr float newcomer_rank = std::numeric_limits<float>::max();
 
 /// A selection ranks positions; the library keeps the K of highest rank (ties to the lower position), and at a recycled
 /// step the entry of lowest rank leaves (of equals, the lowest position: the oldest). Every KV head has its own copy of
-/// the object, so state needs no index. Optional members:
+/// the object, so state needs no index; heads may work in parallel. `rank` and `attended` must not throw. Optional
+/// members:
 ///     index_t observation_window            prompt queries whose mean weights choose the first set; 1 if absent
 ///     void attended(const Attended&, std::span<float> ranks)
 ///                                            after a recycled step, before an entry leaves; may change ranks

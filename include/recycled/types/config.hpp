@@ -17,10 +17,17 @@
 #define RECYCLED_HAS_EXCEPTIONS 1
 #endif
 
+// NaN and infinity mean something here: a position that was not seen, a query that is no number.
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "recycled: -ffast-math drops the checks for NaN; compile this file with -fno-fast-math"
+#endif
+
 // Every name of the library lives in an inline namespace that says how it was compiled. Two objects built with
-// different -march (or one of them with -fno-exceptions) then share no weak symbol, and the linker can't hand the code
-// of one to the other: a program may carry several builds and choose at run time. Where two flags lead to the same
-// source but not to the same code of the compiler (SSE4, AVX alone, BF16), the names differ all the same.
+// different -march (or one of them with -fno-exceptions) then share no symbol of ours, and the linker can't hand
+// the code of one to the other: a program may carry several builds and choose at run time. (Inline functions of the
+// standard library and of Eigen are shared all the same; optimised builds inline those that are used here.) Where two
+// flags lead to the same source but not to the same code of the compiler (SSE4, AVX alone, BF16), the names differ all
+// the same.
 #if defined(RECYCLED_HAS_EXCEPTIONS)
 #define RECYCLED_ABI_NAME(isa) isa##_v0
 #else
@@ -32,9 +39,19 @@
 #elif defined(RECYCLED_HAS_AVX512)
 #define RECYCLED_ABI RECYCLED_ABI_NAME(avx512)
 #elif defined(RECYCLED_HAS_AVX2)
+#if defined(__AVX512F__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(avx2_512f)
+#else
 #define RECYCLED_ABI RECYCLED_ABI_NAME(avx2)
+#endif
 #elif defined(RECYCLED_HAS_NEON)
+#if defined(__ARM_FEATURE_SVE)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(neon_sve)
+#elif defined(__ARM_FEATURE_ATOMICS)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(neon_lse)
+#else
 #define RECYCLED_ABI RECYCLED_ABI_NAME(neon)
+#endif
 #elif defined(__AVX__)
 #define RECYCLED_ABI RECYCLED_ABI_NAME(generic_avx)
 #elif defined(__SSE4_2__)

@@ -1,6 +1,8 @@
 // A look at KV memory that somebody else owns: nothing is copied, any layout with contiguous rows will do.
 #pragma once
 
+#include <utility>
+
 #include "recycled/types/shape.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
@@ -28,7 +30,7 @@ struct KvView {
     return values + position * value_strides.position + head * value_strides.head;
   }
 
-  /// The layout [position, head, dim]: what llama.cpp keeps, and what a projection writes.
+  /// The layout [position, head, dim]: what a projection writes, and what llama.cpp keeps with flash attention.
   static KvView position_major(const T* keys, const T* values, Shape shape, index_t length) {
     const auto [key_row, value_row] = row_elements(shape);
     return {keys, values, {shape.kv_heads * key_row, key_row}, {shape.kv_heads * value_row, value_row}, length};
@@ -36,6 +38,8 @@ struct KvView {
   /// The layout [head, position, dim], with room for `max_length` positions in every head.
   static KvView head_major(const T* keys, const T* values, Shape shape, index_t length, index_t max_length) {
     const auto [key_row, value_row] = row_elements(shape);
+    detail::require(max_length >= length, "head_major: max_length", max_length,
+                    [&] { return "at least the length, " + std::to_string(length); });
     return {keys, values, {key_row, max_length * key_row}, {value_row, max_length * value_row}, length};
   }
 
@@ -62,10 +66,19 @@ void check(const KvView<T>& view, const Shape& shape) {
   };
   const index_t key_row = shape.head_dim / values_per_element<T>;
   const index_t value_row = shape.value_dim / values_per_element<T>;
+  const auto apart = [&](const Strides& strides, index_t row, std::string_view name) {
+    const bool heads_inside = strides.position >= (shape.kv_heads - 1) * strides.head + row;
+    const bool positions_inside = strides.head >= (view.length - 1) * strides.position + row;
+    require(view.length == 1 || shape.kv_heads == 1 || heads_inside || positions_inside, name,
+            std::to_string(strides.position) + ", " + std::to_string(strides.head),
+            "rows that don't overlap: all heads within a position, or all positions within a head");
+  };
   stride(view.key_strides.position, key_row, view.length, "KvView.key_strides.position");
   stride(view.key_strides.head, key_row, shape.kv_heads, "KvView.key_strides.head");
   stride(view.value_strides.position, value_row, view.length, "KvView.value_strides.position");
   stride(view.value_strides.head, value_row, shape.kv_heads, "KvView.value_strides.head");
+  apart(view.key_strides, key_row, "KvView.key_strides (position, head)");
+  apart(view.value_strides, value_row, "KvView.value_strides (position, head)");
 }
 
 }  // namespace detail

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <initializer_list>
+#include <limits>
 #include <new>
 #include <utility>
 #include <vector>

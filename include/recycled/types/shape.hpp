@@ -57,8 +57,10 @@ Shape checked(Shape shape) {
 inline AttentionOptions checked(AttentionOptions options, const Shape& shape) {
   if (options.scale == 0) options.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
   require(std::isfinite(options.scale), "AttentionOptions.scale", options.scale, "a finite number");
-  require(std::isfinite(options.soft_cap) && options.soft_cap >= 0, "AttentionOptions.soft_cap", options.soft_cap,
-          "0 (off) or a positive, finite number");
+  require(options.soft_cap == 0 ||
+              (options.soft_cap > 0 && std::isfinite(options.soft_cap) && std::isfinite(1.0F / options.soft_cap)),
+          "AttentionOptions.soft_cap", options.soft_cap,
+          "0 (off) or a positive, finite number, its inverse finite too");
   require(options.window >= 0, "AttentionOptions.window", options.window, "0 (off) or a count of positions");
   require(options.sinks >= 0, "AttentionOptions.sinks", options.sinks, "0 or a count of positions");
   require(options.sinks == 0 || options.window > 0, "AttentionOptions.sinks", options.sinks,

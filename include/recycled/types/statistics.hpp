@@ -8,11 +8,13 @@
 
 namespace recycled::inline RECYCLED_ABI {
 
-/// One KV head of one layer since it was made or cleared. Prefill is not counted.
+/// One KV head of one layer since it was made or cleared: its decode steps. Prefill is not counted, nor is the choice
+/// of the first set, which reads the prompt once for each query of the observation window.
 struct HeadStatistics {
   std::uint64_t full_steps = 0;
   std::uint64_t recycled_steps = 0;
-  std::uint64_t rows_read = 0;   ///< KV rows attended to: the length at a full step, capacity + 1 at a recycled one
+  std::uint64_t rows_read =
+      0;  ///< KV rows attended to: all visible ones at a full step, those held and the new one otherwise
   std::uint64_t bytes_read = 0;  ///< bytes of those rows, keys and values
   std::uint64_t measured = 0;    ///< full steps that found an old set to measure
   double retained_mass = 0;      ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass

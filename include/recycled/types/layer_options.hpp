@@ -1,0 +1,57 @@
+// How a layer recycles, and the checks of what it is given.
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "recycled/types/shape.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// How a layer recycles.
+struct LayerOptions {
+  index_t capacity = 0;    ///< K: positions kept for each KV head; the paper takes an eighth of the context
+  index_t max_length = 0;  ///< positions to size all buffers for; beyond it (or at 0) they grow by doubling
+  AttentionOptions attention = {};
+};
+
+namespace detail {
+
+/// `options` with defaults filled in, for a layer that recycles or one that never does. `shape` is checked.
+template <bool Recycles>
+LayerOptions checked(LayerOptions options, const Shape& shape) {
+  require(options.capacity >= (Recycles ? 1 : 0) && options.capacity <= most_positions, "LayerOptions.capacity",
+          options.capacity, Recycles ? "1 to 2^40 positions" : "0 to 2^40 positions");
+  require(options.max_length >= 0 && options.max_length <= most_positions, "LayerOptions.max_length",
+          options.max_length, "0 to 2^40 positions");
+  if constexpr (Recycles) {  // each count is sound, their product may not be
+    const index_t slots = checked_product(shape.kv_heads, options.capacity + 1, "recycle cache size");
+    checked_product(slots, std::max(shape.head_dim, shape.value_dim), "recycle cache size");
+  }
+  options.attention = checked(options.attention, shape);
+  return options;
+}
+
+inline void require_size(std::size_t size, index_t expected, std::string_view name, std::string_view what) {
+  require(static_cast<index_t>(size) == expected, name, size,
+          [&] { return std::to_string(expected) + " = " + std::string(what); });
+}
+
+/// How many tokens' queries these are: at least one.
+inline index_t token_count(std::span<const float> queries, const Shape& shape) {
+  const auto size = static_cast<index_t>(queries.size());
+  require(size >= shape.query_size() && size % shape.query_size() == 0, "query.size()", size,
+          [&] { return "a positive multiple of query_heads * head_dim = " + std::to_string(shape.query_size()); });
+  return size / shape.query_size();
+}
+
+/// What the schedule is to compare: nothing in particular, or one query's worth.
+inline void check_compared(std::span<const float> compared, const Shape& shape) {
+  if (!compared.empty()) require_size(compared.size(), shape.query_size(), "compared.size()", "query_heads * head_dim");
+}
+
+}  // namespace detail
+
+}  // namespace recycled::inline RECYCLED_ABI
