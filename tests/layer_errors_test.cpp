@@ -187,16 +187,16 @@ TEST_F(Called, PrefillThatLeavesAGap) {
   expect([&] { layer.prefill(query, cache.view(27), target); }, "KvView.length = 27", "26");
 }
 TEST_F(Called, ObserveOfThePast) {
-  expect([&] { layer.observe(query, 25); }, "truncate: length = 25", "at least 26");
+  expect([&] { layer.observe(query, 25); }, "length = 25", "at least 26");
 }
 TEST_F(Called, TruncateToMoreThanThereIs) {
-  expect([&] { layer.truncate(26); }, "truncate: length = 26", "0 to 25");
+  expect([&] { layer.truncate(26); }, "truncate: length = 26", "0 to the 25");
 }
 TEST_F(Called, TruncateToLessThanNothing) {
-  expect([&] { layer.truncate(-1); }, "truncate: length = -1", "0 to 25");
+  expect([&] { layer.truncate(-1); }, "truncate: length = -1", "0 to the 25");
 }
 TEST_F(Called, RollbackOfMoreThanThereIs) {
-  expect([&] { layer.rollback(26); }, "rollback: tokens = 26", "0 to 25");
+  expect([&] { layer.rollback(26); }, "rollback: tokens = 26", "0 to the 25");
 }
 
 TEST(WrongCallOfADecoder, LeavesItAsItWas) {
@@ -216,8 +216,8 @@ TEST(WrongCallOfADecoder, LeavesItAsItWas) {
   expect_message(step(0, t.query, shorter, t.value, out), "key.size() = 11", "16 = tokens * kv_heads * 8");
   expect_message(step(1, t.query, t.key, shorter, out), "value.size() = 11", "12 = tokens * kv_heads * 6");
   expect_message(step(1, t.query, t.key, t.value, std::span(out).first(3)), "out.size() = 3", "24");
-  expect_message(message_of([&] { decoder.truncate(25); }), "truncate: length = 25", "0 to 24");
-  expect_message(message_of([&] { decoder.rollback(-1); }), "rollback: tokens = -1", "0 to 24");
+  expect_message(message_of([&] { decoder.truncate(25); }), "truncate: length = 25", "0 to the 24");
+  expect_message(message_of([&] { decoder.rollback(-1); }), "rollback: tokens = -1", "0 to the 24");
   expect_message(message_of([&] { static_cast<void>(decoder.view(7)); }), "layer = 7", "0 to 1");
   EXPECT_EQ(decoder.length(), 24);
   EXPECT_EQ(decoder.view(1).length, 24);
