@@ -1,6 +1,7 @@
-// Both doors of Recycled: g++ -std=c++20 -I include -I /usr/include/eigen3 examples/quickstart.cpp && ./a.out
+// Both doors of Recycled: g++ -std=c++20 -O2 -march=native -I include -I /usr/include/eigen3 examples/quickstart.cpp
 #include <iostream>
 #include <recycled/recycled.hpp>
+#include <vector>
 
 std::vector<float> tensor(Eigen::Index size) {  // stands for what your model computes
   const Eigen::VectorXf random = Eigen::VectorXf::Random(size);
