@@ -39,5 +39,10 @@ foreach(level IN LISTS levels)
   target_compile_options(mixed_link_${name} PRIVATE -march=${level})
   target_link_libraries(mixed_link_${name} PRIVATE recycled_warnings)
   target_link_libraries(mixed_link PRIVATE mixed_link_${name})
+  list(APPEND objects $<TARGET_OBJECTS:mixed_link_${name}>)
 endforeach()
 add_test(NAME mixed_link COMMAND mixed_link)
+
+list(JOIN objects "|" objects)
+add_test(NAME mixed_link/symbols COMMAND ${CMAKE_COMMAND}
+  -D nm=${CMAKE_NM} -D "objects=${objects}" -P ${CMAKE_CURRENT_SOURCE_DIR}/mixed_link/shared_symbols.cmake)
