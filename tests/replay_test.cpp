@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "../examples/replay/report.hpp"
+#include "reference/messages.hpp"
 
 namespace {
 
@@ -33,16 +34,6 @@ std::string write(const std::string& bytes) {
   const std::string path = testing::TempDir() + "recycled_" + test->name() + ".npy";
   std::ofstream(path, std::ios::binary) << bytes;
   return path;
-}
-
-template <class F>
-std::string message_of(const F& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 const std::vector<float> six{1, -2, 0.5F, 3, -0.25F, 65504};
@@ -102,11 +93,11 @@ TEST(NpyReader, NamesTheFileTheFaultAndTheExpectation) {
   };
   for (const auto& [bytes, expected] : cases) {
     const std::string path = write(bytes);
-    const std::string message = message_of([&] { replay::read_npy(path); });
+    const std::string message = message_of<std::exception>([&] { replay::read_npy(path); });
     EXPECT_TRUE(message.starts_with(path + ": ")) << message;
     EXPECT_NE(message.find(expected), std::string::npos) << message;
   }
-  EXPECT_NE(message_of([] { replay::read_npy("no/such.npy"); }).find("no/such.npy: can't be opened"),
+  EXPECT_NE(message_of<std::exception>([] { replay::read_npy("no/such.npy"); }).find("no/such.npy: can't be opened"),
             std::string::npos);
 }
 
@@ -123,7 +114,7 @@ TEST(Schedules, ThatCantBeAreRefusedByName) {
   for (const char* text : {"", "nevr", "never:1", "fixed-stride", "fixed-stride:", "fixed-stride:0", "fixed-stride:-1",
                            "fixed-stride:1.5", "fixed-stride:99999999999999999999", "query-similarity:5",
                            "query-similarity:5:2", "query-similarity:5:nan", "never,", "never, always"}) {
-    const std::string message = message_of([&] { replay::parse_schedules(text); });
+    const std::string message = message_of<std::exception>([&] { replay::parse_schedules(text); });
     EXPECT_TRUE(message.starts_with("--schedule")) << text << ": " << message;
   }
 }
@@ -164,7 +155,7 @@ TEST(Trace, MayHoldTheLastQueriesOnly) {
   EXPECT_EQ(moonstone().tokens, 4608);
   EXPECT_EQ(moonstone().first_query, 4032);
   EXPECT_EQ(moonstone().query(4607).data() + moonstone().shape.query_size(), &*moonstone().queries.end());
-  const std::string message = message_of([] { replay::run<half>(moonstone(), options(4032, 512, 0)); });
+  const std::string message = message_of<std::exception>([] { replay::run<half>(moonstone(), options(4032, 512, 0)); });
   EXPECT_TRUE(message.starts_with("prompt = 4032, expected 4033 to 4607")) << message;
 }
 

@@ -4,7 +4,7 @@
 #include <recycled/types/kv_view.hpp>
 #include <vector>
 
-#include "types/messages.hpp"
+#include "reference/messages.hpp"
 
 namespace {
 

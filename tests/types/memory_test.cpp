@@ -5,7 +5,7 @@
 #include <numeric>
 #include <recycled/types/memory.hpp>
 
-#include "types/messages.hpp"
+#include "reference/messages.hpp"
 
 namespace {
 

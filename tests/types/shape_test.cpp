@@ -4,7 +4,7 @@
 #include <recycled/types/shape.hpp>
 
 #include "reference/attention.hpp"
-#include "types/messages.hpp"
+#include "reference/messages.hpp"
 
 namespace {
 

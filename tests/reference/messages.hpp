@@ -6,12 +6,12 @@
 #include <stdexcept>
 #include <string>
 
-/// The message of the std::invalid_argument that `f` throws; empty if it throws nothing.
-template <class F>
+/// The message of the Exception that `f` throws; empty if it throws nothing.
+template <class Exception = std::invalid_argument, class F>
 std::string message_of(const F& f) {
   try {
     f();
-  } catch (const std::invalid_argument& error) {
+  } catch (const Exception& error) {
     return error.what();
   }
   return "";
