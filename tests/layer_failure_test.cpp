@@ -38,6 +38,13 @@ struct Fixture {
   explicit Fixture(int tokens) {
     for (int i = 0; i < tokens; ++i) both(Token(random));
   }
+  /// A step that fails in its `region`-th parallel region; returns its token.
+  Token fail(int region) {
+    Token t(random);
+    FailingExecutor failing{region};
+    EXPECT_THROW(recycled.step(0, t.query, t.key, t.value, out, failing), std::runtime_error);
+    return t;
+  }
   void both(const Token& t) {
     recycled.step(0, t.query, t.key, t.value, out);
     exact.step(0, t.query, t.key, t.value, truth);
@@ -47,9 +54,7 @@ struct Fixture {
 TEST(Failure, AnExecutorThatThrowsLeavesTheLengthAndMakesTheNextStepFull) {
   for (const int region : {1, 2}) {
     Fixture f(20);
-    const Token token(f.random);
-    FailingExecutor failing{region};
-    EXPECT_THROW(f.recycled.step(0, token.query, token.key, token.value, f.out, failing), std::runtime_error);
+    const Token token = f.fail(region);
     EXPECT_EQ(f.recycled.length(), 20);
     f.both(token);  // the same token again
     EXPECT_EQ(f.recycled.layer(0).last_step(0), StepKind::full);
@@ -62,9 +67,7 @@ TEST(Failure, AnExecutorThatThrowsLeavesTheLengthAndMakesTheNextStepFull) {
 TEST(Failure, TokensCanBeTakenBackAfterAnExecutorThatThrew) {
   for (const int region : {1, 2}) {
     Fixture f(20);
-    const Token token(f.random);
-    FailingExecutor failing{region};
-    EXPECT_THROW(f.recycled.step(0, token.query, token.key, token.value, f.out, failing), std::runtime_error);
+    const Token token = f.fail(region);
     f.recycled.truncate(f.recycled.length());
     f.recycled.rollback(3);
     f.exact.rollback(3);

@@ -67,8 +67,7 @@ class Decoder {
 
   /// Takes back all positions from `length` on, in every layer; also repairs a token that stopped between two layers.
   void truncate(index_t length) {
-    detail::require(length >= 0 && length <= this->length(), "truncate: length", length,
-                    [this] { return "0 to the " + std::to_string(this->length()) + " positions there are"; });
+    detail::require_at_most(length, this->length(), "truncate: length");
     for (Both& both : layers_) {
       both.cache.truncate(length);
       both.attention.truncate(length);
@@ -76,8 +75,7 @@ class Decoder {
   }
   /// Takes back the last `tokens` positions (speculative decoding).
   void rollback(index_t tokens) {
-    detail::require(tokens >= 0 && tokens <= length(), "rollback: tokens", tokens,
-                    [this] { return "0 to the " + std::to_string(length()) + " positions there are"; });
+    detail::require_at_most(tokens, length(), "rollback: tokens");
     truncate(length() - tokens);
   }
 

@@ -111,8 +111,7 @@ class LayerAttention {
   /// Takes back all positions from `length` on (speculative decoding). If one of them had cost another its place in the
   /// recycle cache, the next step of that head is full. Decode steps are counted back, too.
   void truncate(index_t length) {
-    detail::require(length >= 0 && length <= length_, "truncate: length", length,
-                    [this] { return "0 to the " + std::to_string(length_) + " positions there are"; });
+    detail::require_at_most(length, length_, "truncate: length");
     const index_t removed = length_ - length;
     prompt_.drop(removed);
     if (removed > 0 && prompt_.tokens() > 0) forget_last_prompt_token();
@@ -123,8 +122,7 @@ class LayerAttention {
   }
   /// Takes back the last `tokens` positions.
   void rollback(index_t tokens) {
-    detail::require(tokens >= 0 && tokens <= length_, "rollback: tokens", tokens,
-                    [this] { return "0 to the " + std::to_string(length_) + " positions there are"; });
+    detail::require_at_most(tokens, length_, "rollback: tokens");
     truncate(length_ - tokens);
   }
   /// As newly made, with the memory kept.

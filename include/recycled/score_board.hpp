@@ -60,7 +60,7 @@ class ScoreBoard {
     selection.rank(Scores{{log_weights(g), ranked.size()}}, ranked);
     if (visible.window.begin > visible.sinks.end) {
       // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
-      for (float& rank : ranked) rank = rank == rank ? rank : -std::numeric_limits<float>::infinity();
+      for (float& rank : ranked) rank = detail::sane_rank(rank);
     }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
       ranks(g)[j] = std::numeric_limits<float>::quiet_NaN();
@@ -103,7 +103,7 @@ class ScoreBoard {
       weights[s] = largest;
     }
     selection.attended(Attended{positions, {weights, positions.size()}}, cache.ranks(g));
-    for (float& rank : cache.ranks(g)) rank = rank == rank ? rank : -std::numeric_limits<float>::infinity();
+    for (float& rank : cache.ranks(g)) rank = detail::sane_rank(rank);
   }
 
  private:

@@ -92,7 +92,7 @@ class RecycleCache {
       const index_t p = position(head)[s];
       const bool stays = (word(p) & bit(p)) != 0;
       word(p) &= ~bit(p);
-      rank(head)[s] = sane(ranks.data()[p]);
+      rank(head)[s] = detail::sane_rank(ranks.data()[p]);
       if (!stays) position(head)[s] = hole;
     }
     index_t free = 0;
@@ -107,7 +107,7 @@ class RecycleCache {
     for (const index_t p : chosen) {
       if ((word(p) & bit(p)) == 0) continue;
       word(p) &= ~bit(p);
-      write(head, next_hole(), p, sane(ranks.data()[p]), view);
+      write(head, next_hole(), p, detail::sane_rank(ranks.data()[p]), view);
     }
     h.size = count;
     h.free = count;
@@ -154,9 +154,6 @@ class RecycleCache {
   const index_t* position(index_t head) const noexcept { return positions_.data() + slot_index(head, 0); }
   float* rank(index_t head) noexcept { return ranks_.data() + slot_index(head, 0); }
   std::size_t slots(index_t head) const noexcept { return static_cast<std::size_t>(size(head)); }
-
-  /// A rank that is no number would never be the lowest.
-  static float sane(float rank) noexcept { return rank == rank ? rank : -std::numeric_limits<float>::infinity(); }
 
   void write(index_t head, index_t slot, index_t from, float new_rank, const KvView<T>& view) noexcept {
     std::copy_n(view.key(from, head), key_row(), keys_.data() + slot_index(head, slot) * key_row());

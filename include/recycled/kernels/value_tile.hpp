@@ -4,6 +4,7 @@
 // room for: a strip of columns at a time, over all positions of the block.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "recycled/kernels/rows.hpp"

@@ -41,6 +41,9 @@ concept Selection = std::copyable<S> && requires(S& selection, const Scores& sco
 
 namespace detail {
 
+/// A rank as the library keeps it. One that is no number would never be the lowest; it becomes -infinity.
+inline float sane_rank(float rank) noexcept { return rank == rank ? rank : -std::numeric_limits<float>::infinity(); }
+
 template <class S>
 index_t observation_window(const S& selection) {
   if constexpr (requires { selection.observation_window; }) {

@@ -39,6 +39,12 @@ inline void require_size(std::size_t size, index_t expected, std::string_view na
           [&] { return std::to_string(expected) + " = " + std::string(what); });
 }
 
+/// A number of positions to keep or to take back, of those there are.
+inline void require_at_most(index_t value, index_t positions, std::string_view name) {
+  require(value >= 0 && value <= positions, name, value,
+          [&] { return "0 to the " + std::to_string(positions) + " positions there are"; });
+}
+
 /// How many tokens' queries these are: at least one.
 inline index_t token_count(std::span<const float> queries, const Shape& shape) {
   const auto size = static_cast<index_t>(queries.size());
