@@ -68,7 +68,7 @@ inline Parts split(const std::string& path, std::string_view bytes) {
 
 /// The text of `key`'s value in the header, up to the character `end`.
 inline std::string_view value_of(const std::string& path, std::string_view header, std::string_view key, char end) {
-  const std::string quoted = "'" + std::string(key) + "':";
+  const std::string quoted = std::string("'").append(key).append("':");
   const std::size_t found = header.find(quoted);
   if (found == std::string_view::npos) fail(path, "header", header, "an entry " + quoted);
   header.remove_prefix(found + quoted.size());

@@ -6,7 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "recycled/kernels/tile.hpp"
+#include "recycled/kernels/rows.hpp"
+#include "recycled/kernels/select.hpp"
 #include "recycled/selection/selection.hpp"
 #include "recycled/types/kv_view.hpp"
 #include "recycled/types/memory.hpp"
@@ -65,13 +66,7 @@ class RecycleCache {
       h.free = h.size;
       return;
     }
-    const float* ranks = rank(head);
-    const index_t* where = position(head);
-    index_t lowest = 0;
-    for (index_t s = 1; s < h.size; ++s) {
-      if (ranks[s] < ranks[lowest] || (ranks[s] == ranks[lowest] && where[s] < where[lowest])) lowest = s;
-    }
-    h.free = lowest;
+    h.free = kernels::lowest_rank({rank(head), static_cast<std::size_t>(h.size)}, position(head));
     h.size = capacity_;
     h.last_evictor = new_position;
   }

@@ -34,6 +34,7 @@ struct HeadWork {
   index_t first_tile = 0;  ///< its pieces' tiles in the workspace
 
   index_t size() const noexcept { return sinks.size() + window.size(); }
+  index_t first() const noexcept { return sinks.size() > 0 ? sinks.begin : window.begin; }
   /// At least one: a head without positions has a tile to say so.
   index_t pieces() const noexcept { return std::max(index_t{1}, (size() + piece - 1) / piece); }
 };
@@ -67,8 +68,11 @@ void attend_piece(std::span<const HeadWork<T>> heads, index_t tile, index_t grou
   const index_t sinks = head.sinks.size();
   const Range in_sinks{begin, std::min(end, sinks)};
   const Range in_window{head.window.begin + std::max(begin - sinks, index_t{0}), head.window.begin + end - sinks};
+  // Executors mostly hand out neighbouring pieces: this one ends by fetching the first keys of the next.
+  const T* next = in_window.end < head.window.end ? head.keys[in_window.end] : nullptr;
+  if (next == nullptr && after != heads.end() && after->size() > 0) next = after->keys[after->first()];
   attend_range<Isa>(head.keys, head.values, in_sinks, queries, soft_cap, state, head.sink);
-  attend_range<Isa>(head.keys, head.values, in_window, queries, soft_cap, state, head.sink);
+  attend_range<Isa>(head.keys, head.values, in_window, queries, soft_cap, state, head.sink, next);
 }
 
 /// Merges the pieces of head `g` into its first tile; writes its group's lse [group] and, unless `out` is null,

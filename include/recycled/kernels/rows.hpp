@@ -7,9 +7,13 @@
 
 namespace recycled::inline RECYCLED_ABI::kernels {
 
-/// Positions whose logits are kept at a time: keys and values of a block (2 x 16 KiB at 128 halves a row) fit in L1/L2,
-/// and the softmax is corrected once a block instead of once a position.
-inline constexpr index_t block = 64;
+/// Positions whose logits are kept at a time. The softmax corrects its sums once a block; a multiple of the positions
+/// of every score tile (3, 4, 8) and of every vector.
+inline constexpr index_t block = 96;
+/// From one query row's logits of a block to the next one's: a tile may write up to three sums behind the block's end.
+inline constexpr index_t logit_stride = block + 16;
+/// Values of a row between two prefetches: a cache line of half, a block of q8_0.
+inline constexpr index_t row_chunk = 32;
 
 /// Contiguous rows at a fixed distance.
 template <Scalar T>
@@ -20,6 +24,7 @@ struct Rows {
 
   const T* operator[](index_t i) const noexcept { return first + i * stride; }
   index_t bytes() const noexcept { return dim / values_per_element<T> * static_cast<index_t>(sizeof(T)); }
+  index_t stride_bytes() const noexcept { return stride * static_cast<index_t>(sizeof(T)); }
 };
 
 /// Query rows, multiplied by the scale already, each padded with zeros to whole vectors.
@@ -29,22 +34,32 @@ struct Queries {
   index_t rows = 0;
 };
 
-/// Calls f(constant<Tile>, first row) until `rows` rows are covered, Tile = Most as long as that many are left.
-template <int Most, class F>
-void for_row_tiles(index_t rows, const F& f) {
-  index_t row = 0;
-  for (; row + Most <= rows; row += Most) f(std::integral_constant<int, Most>{}, row);
-  if constexpr (Most > 1) {
-    if (row < rows) {
-      for_row_tiles<Most - 1>(rows - row, [&](auto tile, index_t r) { f(tile, row + r); });
-    }
-  }
+/// Bytes of `values` values of a row.
+template <Scalar T>
+constexpr index_t row_bytes(index_t values) {
+  return values / values_per_element<T> * static_cast<index_t>(sizeof(T));
 }
 
-/// Values of a row in a cache line (of q8_0: as good as).
-template <Scalar T>
-inline constexpr index_t values_per_line = 64 / static_cast<index_t>(sizeof(T));
-template <>
-inline constexpr index_t values_per_line<q8_0> = 64;
+/// Calls f(constant<n>) for n in [1, Most].
+template <int Most, class F>
+void with_constant(index_t n, const F& f) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_constant<Most - 1>(n, f);
+  }
+  f(std::integral_constant<int, Most>{});
+}
+
+/// Cuts `rows` rows into as few tiles of at most Most rows as possible, even ones: 5 is 3 + 2, not 4 + 1. Calls
+/// f(constant<rows of the tile>, first row) for each.
+template <int Most, class F>
+void for_row_tiles(index_t rows, const F& f) {
+  for (index_t row = 0; row < rows;) {
+    const index_t left = rows - row;
+    const index_t tiles = (left + Most - 1) / Most;
+    const index_t tile = (left + tiles - 1) / tiles;
+    with_constant<Most>(tile, [&](auto size) { f(size, row); });
+    row += tile;
+  }
+}
 
 }  // namespace recycled::inline RECYCLED_ABI::kernels

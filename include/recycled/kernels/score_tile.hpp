@@ -1,8 +1,7 @@
 // The key half of the inner loops: logits = einsum("rd,jd->rj", queries, keys), and their softmax.
 //
-// A key vector that has been loaded (and converted) is used for `score_rows` query rows, a query vector for 4
-// positions; their 4 x score_rows sums stay in registers over the whole row and are added up by one transpose at its
-// end.
+// A key that has been loaded (and converted) is used for all query rows of a tile, a query for all its positions; the
+// sums stay in registers over the whole row and are added up by one transpose at its end. Tile sizes: see simd/.
 #pragma once
 
 #include <algorithm>
@@ -13,31 +12,78 @@
 
 namespace recycled::inline RECYCLED_ABI::kernels {
 
-/// logits[r][j] = queries[r] . keys[j] for Tile rows and 4 positions; meanwhile the 4 rows of `ahead` (if not null)
-/// travel to the cache.
-template <class Isa, int Tile, Scalar T>
-void score_tile(const T* const (&keys)[4], index_t dim, const float* queries, index_t query_stride, float* logits,
-                const T* const* ahead = nullptr) {
-  typename Isa::vec sums[Tile][4];
-  for (auto& row : sums) std::fill(row, row + 4, Isa::zero());
-  const auto add = [&](index_t d, const auto& load_key) {
-    typename Isa::vec query[Tile];
-    for (int r = 0; r < Tile; ++r) query[r] = Isa::load(queries + r * query_stride + d);
-    for (int j = 0; j < 4; ++j) {
-      const typename Isa::vec key = load_key(keys[j]);
-      for (int r = 0; r < Tile; ++r) sums[r][j] = Isa::fma(query[r], key, sums[r][j]);
-    }
+/// What is asked for while a tile is computed: the values of its positions are wanted in L2, the next tile's keys,
+/// which should be there already, in L1.
+template <int Positions>
+struct Fetch {
+  const void* values[Positions];
+  index_t value_bytes;
+  index_t next_key;  ///< from a key of this tile to the same of the next one, in bytes
+};
+
+/// logits[r][j] = queries[r] . keys[j] for Tile rows and Positions positions.
+template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
+[[gnu::always_inline]] inline void score_tile(const T* const (&keys)[Positions], index_t dim, const Queries& queries,
+                                              float* logits, const Fetch<Positions>& fetch) {
+  typename Isa::vec sums[Tile][Positions];
+  simd::unroll<Tile>([&](auto r) { simd::unroll<Positions>([&](auto j) { sums[r][j] = Isa::zero(); }); });
+  const auto add = [&](index_t d, const auto& load_key) __attribute__((always_inline)) {
+    typename Isa::vec key[Positions];
+    simd::unroll<Positions>([&](auto j) { key[j] = load_key(keys[j]); });
+    simd::unroll<Tile>([&](auto r) {
+      const auto query = Isa::load(queries.first + r * queries.stride + d);
+      simd::unroll<Positions>([&](auto j) { sums[r][j] = Isa::fma(query, key[j], sums[r][j]); });
+    });
+  };
+  const auto add_whole = [&](index_t d) __attribute__((always_inline)) {
+    add(d, [d](const T* key) { return simd::load<Isa>(key, d); });
   };
   index_t d = 0;
-  for (; d + Isa::width <= dim; d += Isa::width) {
-    if (ahead != nullptr && d % values_per_line<T> == 0) {
-      for (int j = 0; j < 4; ++j) simd::prefetch(ahead[j] + d / values_per_element<T>);
+  for (; d + row_chunk <= dim; d += row_chunk) {
+    if constexpr (Fetches) {
+      for (index_t line = 0; line < row_bytes<T>(row_chunk); line += 64) {
+        for (int j = 0; j < Positions; ++j) {
+          simd::prefetch_l2(fetch.values[j], row_bytes<T>(d) + line);
+          simd::prefetch_l1(keys[j], row_bytes<T>(d) + line + fetch.next_key);
+        }
+      }
     }
-    add(d, [d](const T* key) { return simd::load<Isa>(key, d); });
+    simd::unroll<row_chunk / Isa::width>([&](auto v) { add_whole(d + v * Isa::width); });
   }
+  for (; d + Isa::width <= dim; d += Isa::width) add_whole(d);
   if (d < dim) add(d, [d, dim](const T* key) { return simd::load_first<Isa>(key, d, dim - d); });
-  for (int r = 0; r < Tile; ++r) {
-    Isa::store_sums(logits + r * block, sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
+  if constexpr (Fetches) {
+    for (index_t line = row_bytes<T>(d); line < fetch.value_bytes; line += 64) {
+      for (int j = 0; j < Positions; ++j) simd::prefetch_l2(fetch.values[j], line);
+    }
+  }
+  // Four sums a transpose: what is behind the last is overwritten by the next tile, or is behind the block.
+  simd::unroll<Tile>([&](auto r) {
+    simd::unroll<(Positions + 3) / 4>([&](auto four) {
+      constexpr auto at = [](int j) { return std::min(j, Positions - 1); };
+      constexpr int j = 4 * four();
+      Isa::store_sums(logits + r * logit_stride + j, sums[r][j], sums[r][at(j + 1)], sums[r][at(j + 2)],
+                      sums[r][at(j + 3)]);
+    });
+  });
+}
+
+/// logits[r][j] for the rows of a tile and the `count` <= block positions from `begin` on. `Fetches`: whether these are
+/// the first rows to read the keys, so that memory has to be kept busy.
+template <class Isa, int Tile, bool Fetches, Scalar T>
+void score_rows(const Rows<T>& keys, const Rows<T>& values, index_t begin, index_t count, const Queries& queries,
+                float* logits) {
+  constexpr int positions = Isa::score_positions(Tile);
+  static_assert(block % positions == 0);
+  for (index_t j = 0; j < count; j += positions) {
+    const T* tile[positions];
+    Fetch<positions> ahead{{}, values.bytes(), positions * keys.stride_bytes()};
+    simd::unroll<positions>([&](auto i) {
+      const index_t position = begin + std::min(j + i, count - 1);
+      tile[i] = keys[position];
+      ahead.values[i] = values[position];
+    });
+    score_tile<Isa, Tile, positions, Fetches>(tile, keys.dim, queries, logits + j, ahead);
   }
 }
 
@@ -45,15 +91,12 @@ void score_tile(const T* const (&keys)[4], index_t dim, const float* queries, in
 template <class Isa, Scalar T>
 void score_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, index_t count, const Queries& queries,
                  float* logits) {
-  for (index_t j = 0; j < count; j += 4) {
-    const auto position = [&](index_t i) { return begin + std::min(j + i, count - 1); };
-    const T* const four[4] = {keys[position(0)], keys[position(1)], keys[position(2)], keys[position(3)]};
-    const T* const ahead[4] = {values[position(0)], values[position(1)], values[position(2)], values[position(3)]};
-    for_row_tiles<Isa::score_rows>(queries.rows, [&](auto tile, index_t r) {
-      score_tile<Isa, tile()>(four, keys.dim, queries.first + r * queries.stride, queries.stride,
-                              logits + r * block + j, r == 0 ? ahead : nullptr);
-    });
-  }
+  for_row_tiles<Isa::tile_rows>(queries.rows, [&](auto tile, index_t r) {
+    const Queries rows{queries.first + r * queries.stride, queries.stride, tile()};
+    float* const tile_logits = logits + r * logit_stride;
+    if (r == 0) return score_rows<Isa, tile(), true>(keys, values, begin, count, rows, tile_logits);
+    score_rows<Isa, tile(), false>(keys, values, begin, count, rows, tile_logits);
+  });
 }
 
 /// Turns a row's logits into weights relative to the new maximum; returns what all earlier sums must be multiplied by.

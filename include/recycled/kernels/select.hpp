@@ -74,6 +74,29 @@ index_t count_above(std::span<const float> ranks, float x) {
   return count;
 }
 
+/// Index of the smallest rank, of equal ones that with the lowest position; there is at least one, and none is NaN.
+template <class Isa = simd::native>
+index_t lowest_rank(std::span<const float> ranks, const index_t* positions) {
+  const auto length = static_cast<index_t>(ranks.size());
+  float smallest = ranks[0];
+  typename Isa::vec negated = Isa::broadcast(-smallest);
+  index_t j = 0;
+  for (; j + Isa::width <= length; j += Isa::width) {
+    negated = Isa::max(negated, Isa::sub(Isa::zero(), Isa::load(ranks.data() + j)));
+  }
+  smallest = -Isa::reduce_max(negated);
+  for (; j < length; ++j) smallest = std::min(smallest, ranks.data()[j]);
+  index_t lowest = -1;
+  for_each_above<Isa>(ranks, smallest, [&](index_t first, unsigned above) {
+    unsigned equal = ~above & ((2U << (std::min<index_t>(Isa::width, length - first) - 1)) - 1U);
+    for (; equal != 0; equal &= equal - 1) {
+      const index_t i = first + std::countr_zero(equal);
+      if (lowest < 0 || positions[i] < positions[lowest]) lowest = i;
+    }
+  });
+  return lowest;
+}
+
 /// Whole numbers in the order of floats from -infinity to infinity, and back.
 inline std::uint32_t order_key(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);

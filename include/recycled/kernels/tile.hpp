@@ -4,14 +4,11 @@
 //   weights = exp(logits - max)
 //   output  = output * correction + einsum("rj,jv->rv", weights, values)
 //
-// Memory is kept busy by hand: while keys are read, the values of the same positions are fetched, line by line in step
-// with the arithmetic; while values are read, the next block's keys. A full step from memory takes 3.0 ms so, 4.4 ms
-// with the same prefetches in one burst a block, 4.7 ms with none (8 KV heads, group 4, 8192 x 128 halves, one core of
-// Sapphire Rapids).
+// Memory is kept busy by hand: while keys are read, the values of the same positions are fetched into L2, line by line
+// in step with the arithmetic; while values are read, the next keys. What is needed next travels from L2 to L1.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 
 #include "recycled/kernels/score_tile.hpp"
 #include "recycled/kernels/value_tile.hpp"
@@ -25,7 +22,7 @@ struct TileState {
   float* sum = nullptr;         ///< [rows]
   float* sum_lost = nullptr;    ///< [rows]: what rounding took from sum so far
   float* correction = nullptr;  ///< [rows], scratch of one block
-  float* logits = nullptr;      ///< [rows, block], scratch of one block
+  float* logits = nullptr;      ///< [rows, logit_stride], scratch of one block
   float* output = nullptr;      ///< [rows, stride]
   float* lost = nullptr;        ///< [rows, stride]: what rounding took from output so far
   index_t stride = 0;           ///< value_dim in whole vectors
@@ -37,7 +34,7 @@ struct TileState {
             .sum = sum + first,
             .sum_lost = sum_lost + first,
             .correction = correction + first,
-            .logits = logits + first * block,
+            .logits = logits + first * logit_stride,
             .output = output + first * stride,
             .lost = lost + first * stride,
             .stride = stride,
@@ -61,13 +58,13 @@ struct LogitSink {
 
 /// Adds positions [begin, begin + count), at most a block, to the state: the module comment's three lines. Every row of
 /// the tile must see all of these positions. A row's arithmetic does not depend on which rows share its tile. `next`:
-/// the position whose block follows, or a negative number.
+/// the key that is read after this block, or null.
 template <class Isa, Scalar T>
 void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, index_t count, const Queries& queries,
-                  float soft_cap, const TileState& state, const LogitSink& sink = {}, index_t next = -1) {
+                  float soft_cap, const TileState& state, const LogitSink& sink = {}, const T* next = nullptr) {
   score_block<Isa>(keys, values, begin, count, queries, state.logits);
   for (index_t r = 0; r < queries.rows; ++r) {
-    float* logits = state.logits + r * block;
+    float* logits = state.logits + r * logit_stride;
     if (soft_cap > 0) {
       std::fill(logits + count, logits + simd::padded<Isa>(count), 0.0F);
       for (index_t j = 0; j < count; j += Isa::width) {
@@ -78,30 +75,27 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, ind
     if (sink.first != nullptr) std::copy(logits, logits + count, sink.first + r * sink.stride + begin);
     state.correction[r] = soften<Isa>(logits, count, state.max[r], state.sum[r], state.sum_lost[r]);
   }
-  for_row_tiles<Isa::value_rows>(queries.rows, [&](auto tile, index_t r) {
-    constexpr int vectors = std::min(8, static_cast<int>(std::bit_floor(unsigned{Isa::accumulators} / tile())));
-    const T* const ahead = r == 0 && next >= 0 ? keys[next] : nullptr;
-    value_strips<Isa, tile(), vectors>(ValueBlock<T>{.values = {values[begin], values.stride, values.dim},
-                                                     .count = count,
-                                                     .weights = state.logits + r * block,
-                                                     .correction = state.correction + r,
-                                                     .output = state.output + r * state.stride,
-                                                     .lost = state.lost + r * state.stride,
-                                                     .stride = state.stride,
-                                                     .ahead = {ahead, keys.stride, keys.dim}},
-                                       0);
+  for_row_tiles<Isa::tile_rows>(queries.rows, [&](auto tile, index_t r) {
+    value_rows<Isa, tile()>(ValueBlock<T>{.values = {values[begin], values.stride, values.dim},
+                                          .count = count,
+                                          .weights = state.logits + r * logit_stride,
+                                          .correction = state.correction + r,
+                                          .output = state.output + r * state.stride,
+                                          .lost = state.lost + r * state.stride,
+                                          .stride = state.stride,
+                                          .ahead = {r == 0 ? next : nullptr, keys.stride, keys.dim}});
   });
 }
 
-/// Adds positions [range.begin, range.end) to the state, in blocks that start at multiples of the block size.
+/// Adds positions [range.begin, range.end) to the state, in blocks that start at multiples of the block size. `next`:
+/// the key that is read after them, by whoever comes next.
 template <class Isa, Scalar T>
 void attend_range(const Rows<T>& keys, const Rows<T>& values, Range range, const Queries& queries, float soft_cap,
-                  const TileState& state, const LogitSink& sink = {}) {
+                  const TileState& state, const LogitSink& sink = {}, const T* next = nullptr) {
   for (index_t begin = range.begin; begin < range.end;) {
     const index_t end = std::min(range.end, (begin / block + 1) * block);
-    // The row of the last position of this block would be beyond the range if the next block is shorter.
-    const index_t next = end + (end - begin) <= range.end ? end : -1;
-    attend_block<Isa>(keys, values, begin, end - begin, queries, soft_cap, state, sink, next);
+    attend_block<Isa>(keys, values, begin, end - begin, queries, soft_cap, state, sink,
+                      end < range.end ? keys[end] : next);
     begin = end;
   }
 }

@@ -16,7 +16,7 @@ class Workspace {
     output_stride_ = simd::padded<Isa>(value_dim);
     tile_rows_ = tile_rows;
     // Four small arrays; then logits, output and lost, each on a cache line of its own.
-    tile_floats_ = lines(4 * tile_rows) + tile_rows * block + 2 * lines(tile_rows * output_stride_);
+    tile_floats_ = lines(4 * tile_rows) + tile_rows * logit_stride + 2 * lines(tile_rows * output_stride_);
     grow(queries_, detail::checked_product(query_rows, query_stride_, "query memory"));
     grow(tiles_, detail::checked_product(tiles, tile_floats_, "tile memory"));
   }
@@ -28,7 +28,7 @@ class Workspace {
   TileState tile(index_t i, index_t rows) noexcept {
     float* small = tiles_.data() + i * tile_floats_;
     float* logits = small + lines(4 * tile_rows_);
-    float* output = logits + tile_rows_ * block;
+    float* output = logits + tile_rows_ * logit_stride;
     return {.max = small,
             .sum = small + tile_rows_,
             .sum_lost = small + 2 * tile_rows_,

@@ -11,9 +11,11 @@ namespace recycled::inline RECYCLED_ABI::simd {
 struct avx2 {
   static constexpr const char* name = "avx2";
   static constexpr int width = 8;
-  static constexpr int score_rows = 3;  // 4 x 3 sums, 3 queries, 1 key: all 16 registers
-  static constexpr int value_rows = 4;
-  static constexpr int accumulators = 12;
+  // 4 x 3 or 3 x 4 sums, 3 or 4 keys or values, 1 query or weight: 16 of 16 registers. Two FMAs a cycle with a latency
+  // of 4 need 8 sums.
+  static constexpr int tile_rows = 4;
+  static constexpr int score_positions(int rows) { return rows == 4 ? 3 : rows == 1 ? 8 : 4; }
+  static constexpr int value_vectors(int rows) { return rows == 4 ? 3 : rows == 1 ? 8 : 4; }
 
   using vec = __m256;
 
@@ -25,11 +27,10 @@ struct avx2 {
     const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
   }
-  static vec load(const q8_0& block, index_t offset) {
-    const __m128i quants = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.quants + offset));
-    const vec scale = _mm256_set1_ps(_cvtsh_ss(Eigen::numext::bit_cast<std::uint16_t>(block.scale)));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(quants)), scale);
+  static vec load_quants(const std::int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
+  static vec broadcast(half x) { return _mm256_cvtph_ps(_mm_set1_epi16(Eigen::numext::bit_cast<std::int16_t>(x))); }
   static void store(float* p, vec a) { _mm256_storeu_ps(p, a); }
 
   static vec add(vec a, vec b) { return _mm256_add_ps(a, b); }

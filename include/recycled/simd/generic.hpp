@@ -14,11 +14,13 @@ namespace recycled::inline RECYCLED_ABI::simd {
 struct generic {
   static constexpr const char* name = "generic";
   static constexpr int width = 4;
-  /// Inner tiles, see kernels/tile.hpp: query rows that share one load of a key, of a value, and the registers for
-  /// sums.
-  static constexpr int score_rows = 2;
-  static constexpr int value_rows = 2;
-  static constexpr int accumulators = 8;
+  /// The inner tiles of kernels/score_tile.hpp and value_tile.hpp: how many query rows share a key or a value that has
+  /// been loaded; for so many rows, how many positions of keys, or vectors of a value, are worked on at a time. The
+  /// sums (rows x positions, rows x vectors), the loaded keys or values and one query or weight are registers, and
+  /// there are enough sums to hide the latency of an FMA.
+  static constexpr int tile_rows = 2;
+  static constexpr int score_positions(int rows) { return rows == 1 ? 8 : 4; }
+  static constexpr int value_vectors(int rows) { return rows == 1 ? 8 : 4; }
 
   struct vec {
     float lane[width];
@@ -29,10 +31,9 @@ struct generic {
   static vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static vec load(const half* p) { return widen(p); }
   static vec load(const bfloat16* p) { return widen(p); }
-  /// Four of a block's quants from `offset` on, times its scale.
-  static vec load(const q8_0& block, index_t offset) {
-    return mul(widen(block.quants + offset), broadcast(static_cast<float>(block.scale)));
-  }
+  /// Whole numbers of a q8_0 block, not multiplied by its scale yet.
+  static vec load_quants(const std::int8_t* p) { return widen(p); }
+  static vec broadcast(half x) { return broadcast(static_cast<float>(x)); }
   static void store(float* p, vec a) {
     for (int i = 0; i < width; ++i) p[i] = a.lane[i];
   }

@@ -11,9 +11,10 @@ namespace recycled::inline RECYCLED_ABI::simd {
 struct neon {
   static constexpr const char* name = "neon";
   static constexpr int width = 4;
-  static constexpr int score_rows = 4;  // 4 x 4 sums, 4 queries, 4 keys: 24 of 32 registers
-  static constexpr int value_rows = 4;
-  static constexpr int accumulators = 16;
+  // 4 x 4 sums, 4 keys or values, 1 query or weight: 21 of 32 registers.
+  static constexpr int tile_rows = 4;
+  static constexpr int score_positions(int rows) { return rows <= 2 ? 8 : 4; }
+  static constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : 4; }
 
   using vec = float32x4_t;
 
@@ -26,12 +27,12 @@ struct neon {
   static vec load(const bfloat16* p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
   }
-  static vec load(const q8_0& block, index_t offset) {
+  static vec load_quants(const std::int8_t* p) {
     std::int32_t four = 0;
-    __builtin_memcpy(&four, block.quants + offset, sizeof four);
-    const int16x4_t quants = vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))));
-    return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(quants)), static_cast<float>(block.scale));
+    __builtin_memcpy(&four, p, sizeof four);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
   }
+  static vec broadcast(half x) { return vdupq_n_f32(static_cast<float>(x)); }
   static void store(float* p, vec a) { vst1q_f32(p, a); }
 
   static vec add(vec a, vec b) { return vaddq_f32(a, b); }

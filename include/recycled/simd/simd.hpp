@@ -1,7 +1,9 @@
 // The one place where an instruction set is chosen, and what can be said once for all of them.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "recycled/simd/generic.hpp"
 #if defined(RECYCLED_HAS_AVX2)
@@ -26,12 +28,22 @@ using native = neon;
 using native = generic;
 #endif
 
+/// Values [i, i + width) of a row, as floats; of a row of q8_0 without the scales of its blocks.
+template <class Isa, Scalar T>
+typename Isa::vec load_unscaled(const T* row, index_t i) {
+  if constexpr (std::is_same_v<T, q8_0>) {
+    static_assert(q8_0::block % Isa::width == 0);
+    return Isa::load_quants(row[i / q8_0::block].quants + i % q8_0::block);
+  } else {
+    return Isa::load(row + i);
+  }
+}
+
 /// Values [i, i + width) of a row, as floats.
 template <class Isa, Scalar T>
 typename Isa::vec load(const T* row, index_t i) {
   if constexpr (std::is_same_v<T, q8_0>) {
-    static_assert(q8_0::block % Isa::width == 0);
-    return Isa::load(row[i / q8_0::block], i % q8_0::block);
+    return Isa::mul(load_unscaled<Isa>(row, i), Isa::broadcast(row[i / q8_0::block].scale));
   } else {
     return Isa::load(row + i);
   }
@@ -51,13 +63,31 @@ typename Isa::vec load_first(const T* row, index_t i, index_t n) {
   }
 }
 
+/// Calls f(constant<0>), ..., f(constant<N - 1>): a loop whose index is a constant, so that what it indexes may be
+/// registers.
+template <int N, class F>
+[[gnu::always_inline]] inline void unroll(const F& f) {
+  [&]<int... I>(std::integer_sequence<int, I...> /*indices*/) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, I>{}), ...);
+  }
+  (std::make_integer_sequence<int, N>{});
+}
+
 /// `n` rounded up to whole vectors.
 template <class Isa>
 constexpr index_t padded(index_t n) {
   return (n + Isa::width - 1) / Isa::width * Isa::width;
 }
 
-/// Asks for the cache line at `p` to be brought to the second-level cache while something else is computed.
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+/// Asks for the cache line `bytes` behind `base` while something else is computed: into the second-level cache, where
+/// many requests can be on their way from memory, or from there into the first. An address, not a pointer: beyond the
+/// end of an array it does no harm. (Always inline: GCC 12 takes a function that only prefetches for one without
+/// effect, and drops its calls.)
+[[gnu::always_inline]] inline void prefetch_l2(const void* base, index_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + bytes), 0, 2);
+}
+[[gnu::always_inline]] inline void prefetch_l1(const void* base, index_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + bytes), 0, 3);
+}
 
 }  // namespace recycled::inline RECYCLED_ABI::simd
