@@ -1,13 +1,12 @@
-// Decode steps: full, recycled, refreshing and amortised; prefill; and the selection alone. How to read a row:
+// One token through one layer: every kind of step beside the machine's own limits and beside other engines.
 //
-//   full<f16>/dim:128/kv_heads:8/group:4/L:8192/K:1024/threads:2   Time    KV_MB  GB/s  of_read
+//   full        attention over all L positions                 recycled    over the K + 1 rows of a set
+//   refresh     a full step that also scores and selects       amortised   a token on average, a refresh every 10
+//   tokens
 //
-// Time is one step of one layer; KV_MB the KV memory that it has to read (selection: the scores); of_read its GB/s over
-// what the same threads of the same machine read per second at best in the same run. Layers take
-// turns, so that no cache holds their rows.
-#include <string_view>
-
-#include "host.hpp"
+// Layers take turns, so that no cache holds their rows; repetitions of all rows of a group take turns, so that all see
+// the same machine.
+#include "command_line.hpp"
 
 namespace {
 
@@ -16,144 +15,122 @@ using recycled::bfloat16;
 using recycled::half;
 using recycled::q8_0;
 
-template <class T>
-constexpr std::string_view type_name = "f32";
-template <>
-constexpr std::string_view type_name<half> = "f16";
-template <>
-constexpr std::string_view type_name<bfloat16> = "bf16";
-template <>
-constexpr std::string_view type_name<q8_0> = "q8_0";
+/// What a group measures beside the full step.
+struct Wanted {
+  bool recycling = false;
+  bool peers = false;
+};
 
-index_t times_to_exceed_cache(double bytes) {
-  return std::clamp(static_cast<index_t>(static_cast<double>(beyond_cache()) / bytes) + 1, index_t{2}, index_t{1024});
-}
-
-/// Steps of layers that follow `policy`. Their phases are staggered over `stride` tokens, so that any stretch of the
-/// measurement holds full and recycled steps in their true proportion.
+/// Layers of one policy, made when asked for: their memory is large.
 template <class T, class Policy>
-void decode(benchmark::State& state, const Case& c, Policy policy, index_t stride) {
+std::unique_ptr<Layers<T, Policy>> layers(bool wanted, const Case& c, const Memories<T>& memories, index_t count,
+                                          Policy policy, index_t stride, recycled::ThreadPool& pool) {
+  if (!wanted) return nullptr;
+  return std::make_unique<Layers<T, Policy>>(c, memories, count, policy, stride, pool);
+}
+
+template <class T>
+void decode(const Case& c, const Wanted& wanted, Peers& peers, const Options& options, std::vector<Row>& table) {
+  if (!std::regex_search(id<T>(c), options.only)) return;
+  recycled::ThreadPool pool(c.threads);
   const double host_bytes = row_bytes<T>(c.shape) * static_cast<double>(c.shape.kv_heads * c.length);
-  const double step_bytes =
-      stride == 0 ? row_bytes<T>(c.shape) * static_cast<double>(c.shape.kv_heads * (c.capacity + 1)) : host_bytes;
-  const bool recycled_alone = stride == 0;
-  Layers<T, Policy> layers(c, times_to_exceed_cache(stride == 1 ? host_bytes : std::min(step_bytes, host_bytes / 8)),
-                           recycled_alone ? 1 : times_to_exceed_cache(host_bytes), policy);
-  recycled::ThreadPool pool(c.threads);
-  // A first round chooses the sets of the prompt; the rounds behind it set the phases.
-  for (index_t i = 0; i < layers.size(); ++i) {
-    for (index_t phase = 0; phase <= (stride > 1 ? i % stride : 0); ++phase) layers.step(i, pool);
-  }
-  const double bandwidth = read_bandwidth(pool);
-  const std::uint64_t before = layers.total().bytes_read;
-  index_t i = 0;
-  for (auto _ : state) layers.step(i++, pool);
-  report(state, static_cast<double>(layers.total().bytes_read - before) / static_cast<double>(state.iterations()),
-         bandwidth);
-}
+  const double set_bytes = row_bytes<T>(c.shape) * static_cast<double>(c.shape.kv_heads * (c.capacity + 1));
+  // Steps that read the host's rows need as many layers as there are memories; those that read sets need sets enough.
+  const index_t full_layers = times_to_exceed_cache(host_bytes);
+  const index_t set_layers = std::max(full_layers, times_to_exceed_cache(set_bytes));
+  const Memories<T> memories(c, full_layers);
+  const bool recycling = wanted.recycling;
+  const auto full = layers(true, c, memories, full_layers, recycled::AlwaysFull{}, 1, pool);
+  const auto recycled = layers(recycling, c, memories, set_layers, recycled::NeverFull{}, 1, pool);
+  const auto refresh = layers(recycling, c, memories, full_layers, recycled::FixedStride{1}, 1, pool);
+  const auto amortised = layers(recycling, c, memories, set_layers, recycled::FixedStride{10}, 10, pool);
 
-template <class T>
-void prefill(benchmark::State& state, const Case& c) {
-  const auto rows = normals(c.length * c.shape.kv_heads * c.shape.head_dim);
-  recycled::Array<T> stored(c.length * c.shape.kv_heads * c.shape.head_dim / recycled::values_per_element<T>);
-  recycled::encode(rows.data(), static_cast<index_t>(rows.size()), stored.data());
-  const auto queries = normals(c.length * c.shape.query_size());
-  std::vector<float> out(queries.size());
-  const auto view = recycled::KvView<T>::position_major(stored.data(), stored.data(), c.shape, c.length);
-  recycled::ThreadPool pool(c.threads);
-  recycled::LayerAttention<T, recycled::AlwaysFull> layer(c.shape, {});
-  const double bandwidth = read_bandwidth(pool);
-  for (auto _ : state) {
-    layer.clear();
-    layer.prefill(queries, view, out, pool);
-    benchmark::DoNotOptimize(out.data());
-  }
-  // Two products, two operations a multiply-add, half of the square is causal.
-  const double operations = 4.0 * static_cast<double>(c.length) * static_cast<double>(c.length + 1) / 2 *
-                            static_cast<double>(c.shape.query_size());
-  const auto runs = static_cast<double>(state.iterations());
-  report(state, row_bytes<T>(c.shape) * static_cast<double>(c.shape.kv_heads * c.length), bandwidth);
-  state.counters["GFLOP/s"] = benchmark::Counter(operations * runs * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["tokens/s"] = benchmark::Counter(static_cast<double>(c.length) * runs, benchmark::Counter::kIsRate);
-}
-
-void selection(benchmark::State& state) {
-  const index_t length = state.range(0);
-  const index_t count = state.range(1);
-  const auto scores = normals(length);
-  std::vector<float> ranks(scores.size());
-  std::vector<index_t> chosen(static_cast<std::size_t>(count));
-  recycled::ThreadPool pool(1);
-  const double bandwidth = read_bandwidth(pool);
-  for (auto _ : state) {
-    recycled::TopK{}.rank({scores}, ranks);
-    recycled::kernels::top_k(ranks, count, chosen.data());
-    benchmark::DoNotOptimize(chosen.data());
-  }
-  report(state, static_cast<double>(length) * sizeof(float), bandwidth);
-}
-
-template <class F>
-void add(const std::string& name, F run) {
-  benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime()->Unit(benchmark::kMicrosecond);
-}
-
-/// The four kinds of decode step of one case.
-template <class T>
-void add_decode(Case c) {
-  const auto name = [&](std::string_view kind) {
-    return std::string(kind) + "<" + std::string(type_name<T>) + ">" + c.name();
+  Group group;
+  Reader reader;
+  group.add("read", [&] { reader(pool); });
+  group.add("fma", [&] { Multiplier{}(pool); });
+  const auto add = [&](const char* name, const auto& layers) {
+    if (layers != nullptr) group.add(name, [&] { layers->step(pool); });
   };
-  add(name("full"), [c](benchmark::State& s) { decode<T>(s, c, recycled::AlwaysFull{}, 1); });
-  add(name("recycled"), [c](benchmark::State& s) { decode<T>(s, c, recycled::NeverFull{}, 0); });
-  add(name("refresh"), [c](benchmark::State& s) { decode<T>(s, c, recycled::FixedStride{1}, 1); });
-  add(name("amortised"), [c](benchmark::State& s) { decode<T>(s, c, recycled::FixedStride{10}, 10); });
-}
+  add("full", full);
+  add("recycled", recycled);
+  add("refresh", refresh);
+  add("amortised", amortised);
+  if (wanted.peers) {
+    peers.add(
+        group,
+        [&](bool position_major, const std::string& type) {
+          return "decode " + type + (position_major ? " position_major " : " head_major ") +
+                 std::to_string(c.shape.head_dim) + " " + std::to_string(c.shape.kv_heads) + " " +
+                 std::to_string(c.shape.group()) + " " + std::to_string(c.length) + " " + std::to_string(c.threads) +
+                 " " + std::to_string(beyond_cache());
+        },
+        type_name<T>, c.position_major);
+  }
 
-template <class T>
-void add_prefill(Case c) {
-  add("prefill<" + std::string(type_name<T>) + ">" + c.name(), [c](benchmark::State& s) { prefill<T>(s, c); });
-}
-
-void add_all() {
-  const auto shape = [](index_t dim, index_t kv_heads, index_t group) {
-    return recycled::Shape{kv_heads * group, kv_heads, dim, dim};
+  auto times = group.run();
+  const double read = Reader::bytes_read() / median(times["read"]);
+  const double fma = Multiplier::flops(c.threads) / median(times["fma"]);
+  std::vector<Row> rows;
+  const auto take = [&](const char* name, const auto& layers) {
+    if (layers == nullptr) return;
+    const double bytes = layers->bytes_a_step();
+    Row row{name, type_name<T>, c, bytes, c.flops() * bytes / host_bytes, times[name]};
+    row.of_read = row.bytes / row.median() / read;
+    row.of_fma = row.flops / row.median() / fma;
+    peers.compare(times, row);
+    rows.push_back(row);
   };
-  for (const int threads : {1, 2}) {
-    for (const index_t length : {1024, 8192, 32768}) add_decode<half>({shape(128, 8, 4), length, length / 8, threads});
-    add_decode<half>({shape(128, 8, 4), 32768, 256, threads});
-  }
-  for (const index_t group : {1, 3, 8}) add_decode<half>({shape(64, 8, group), 8192, 1024, 2});
-  add_decode<half>({shape(256, 4, 4), 8192, 1024, 2});
-  add_decode<float>({shape(128, 8, 4), 8192, 1024, 2});
-  add_decode<bfloat16>({shape(128, 8, 4), 8192, 1024, 2});
-  add_decode<q8_0>({shape(128, 8, 4), 8192, 1024, 2});
-  for (const int threads : {1, 2}) {
-    for (const index_t length : {512, 4096}) add_prefill<half>({shape(128, 8, 4), length, 0, threads});
-  }
-  for (const index_t group : {1, 8}) add_prefill<half>({shape(128, 8, group), 2048, 0, 2});
-  add_prefill<float>({shape(128, 8, 4), 2048, 0, 2});
-  add_prefill<bfloat16>({shape(128, 8, 4), 2048, 0, 2});
-  add_prefill<q8_0>({shape(128, 8, 4), 2048, 0, 2});
-  benchmark::RegisterBenchmark("selection/scores/K", selection)
-      ->Args({1024, 128})
-      ->Args({8192, 1024})
-      ->Args({32768, 4096})
-      ->Args({131072, 4096})
-      ->Unit(benchmark::kMicrosecond);
+  take("full", full);
+  take("recycled", recycled);
+  take("refresh", refresh);
+  take("amortised", amortised);
+  for (const Row& row : peers.rows(times, rows.front())) rows.push_back(row);
+  for (const Row& row : rows) print(row);
+  std::printf("%-36s %2d %36.1f GB/s %26.1f GFLOP/s\n", "machine", c.threads, read * 1e-3, fma * 1e-3);
+  table.insert(table.end(), rows.begin(), rows.end());
 }
+
+recycled::Shape shape(index_t dim, index_t kv_heads, index_t group) { return {kv_heads * group, kv_heads, dim, dim}; }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::AddCustomContext("instruction_set", recycled::simd::native::name);
-  for (const int threads : {1, 2}) {
-    recycled::ThreadPool pool(threads);
-    benchmark::AddCustomContext("read_GB/s_threads_" + std::to_string(threads), std::to_string(read_bandwidth(pool)));
+  const Options options = command_line(argc, argv);
+  Peers peers(options.peers);
+  std::vector<Row> table;
+  const auto run = [&]<class T>(T /*type*/, const Case& c, const Wanted& wanted = {}) {
+    decode<T>(c, wanted, peers, options, table);
+  };
+  print_header();
+  constexpr Wanted all{.recycling = true, .peers = true};
+  constexpr Wanted ours{.recycling = true};
+  const recycled::Shape usual = shape(128, 8, 4);
+  // Growth with the context, K fixed; then K in proportion.
+  for (index_t length = 1024; length <= 131072; length *= 2) run(half{}, {usual, length, 512, 2}, all);
+  for (const index_t length : {8192, 32768}) run(half{}, {usual, length, length / 8, 2}, all);
+  run(half{}, {usual, 8192, 1024, 1}, all);
+  // Types and layouts.
+  run(q8_0{}, {usual, 8192, 1024, 2}, all);
+  run(q8_0{}, {usual, 8192, 1024, 1}, ours);
+  run(bfloat16{}, {usual, 8192, 1024, 2}, all);
+  run(0.0F, {usual, 8192, 1024, 2}, all);
+  run(half{}, {usual, 8192, 1024, 2, true}, all);
+  run(half{}, {usual, 8192, 1024, 1, true}, ours);
+  run(half{}, {shape(64, 3, 3), 7168, 896, 2, true}, all);  // SmolLM2-135M
+  // Groups.
+  for (const index_t group : {1, 8}) run(half{}, {shape(128, 8, group), 8192, 1024, 2}, all);
+  // Every shape, the full step alone.
+  for (const index_t dim : {64, 128, 256}) {
+    for (const index_t group : {1, 3, 4, 8}) {
+      for (const index_t length : {8192, 32768}) {
+        for (const int threads : {1, 2}) {
+          const Case c{shape(dim, dim == 256 ? 4 : 8, group), length, 0, threads};
+          run(half{}, c);
+          run(bfloat16{}, c);
+        }
+      }
+    }
   }
-  add_all();
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
+  save(options, table);
 }

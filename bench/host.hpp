@@ -2,7 +2,7 @@
 // does.
 #pragma once
 
-#include <memory>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -11,17 +11,17 @@
 
 namespace bench {
 
-/// One row of the table.
+/// What is measured: a layer's shape and the host's memory for it.
 struct Case {
   recycled::Shape shape;
   index_t length = 8192;
   index_t capacity = 1024;
   int threads = 1;
+  bool position_major = false;  ///< [position, head, dim], else [head, position, dim]
 
-  std::string name() const {
-    return "/dim:" + std::to_string(shape.head_dim) + "/kv_heads:" + std::to_string(shape.kv_heads) +
-           "/group:" + std::to_string(shape.group()) + "/L:" + std::to_string(length) +
-           "/K:" + std::to_string(capacity) + "/threads:" + std::to_string(threads);
+  /// Multiply-adds of one token's full attention count twice.
+  double flops() const {
+    return 2.0 * static_cast<double>(length * shape.query_heads * (shape.head_dim + shape.value_dim));
   }
 };
 
@@ -31,8 +31,8 @@ double row_bytes(const recycled::Shape& shape) {
 }
 
 /// Standard normal floats, repeated from a block of 2^16: quick to make, and dull to a cache all the same.
-inline std::vector<float> normals(index_t count) {
-  std::mt19937 generator(7);
+inline std::vector<float> normals(index_t count, unsigned seed = 7) {
+  std::mt19937 generator(seed);
   std::normal_distribution<float> normal;
   std::vector<float> values(static_cast<std::size_t>(count));
   const std::size_t fresh = std::min(values.size(), std::size_t{1} << 16);
@@ -41,63 +41,100 @@ inline std::vector<float> normals(index_t count) {
   return values;
 }
 
-/// `layers` objects over `memories` KV memories [head, position, dim] of random numbers, used in turn.
+/// The KV memories of several layers, of random numbers, with room for the tokens that are decoded.
+template <class T>
+class Memories {
+ public:
+  static constexpr index_t decode_steps = 1024;
+
+  Memories(const Case& c, index_t count) : case_(c), room_(c.length + decode_steps) {
+    const index_t row = c.shape.head_dim / recycled::values_per_element<T>;
+    constexpr index_t distinct = 509;  // rows, a prime
+    recycled::Array<T> rows(distinct * row);
+    recycled::encode(normals(distinct * c.shape.head_dim).data(), distinct * c.shape.head_dim, rows.data());
+    const auto fill = [&](recycled::Array<T>& memory, index_t step) {
+      memory.resize(room_ * c.shape.kv_heads * row);
+      for (index_t r = 0; r < room_ * c.shape.kv_heads; ++r) {
+        std::copy_n(rows.data() + r * step % distinct * row, row, memory.data() + r * row);
+      }
+    };
+    memories_.resize(static_cast<std::size_t>(count));
+    for (auto& [keys, values] : memories_) {
+      fill(keys, 37);
+      fill(values, 51);
+    }
+  }
+
+  index_t room() const { return room_; }
+  recycled::KvView<T> view(index_t i, index_t length) const {
+    const auto& [keys, values] = memories_[static_cast<std::size_t>(i) % memories_.size()];
+    if (case_.position_major) {
+      return recycled::KvView<T>::position_major(keys.data(), values.data(), case_.shape, length);
+    }
+    return recycled::KvView<T>::head_major(keys.data(), values.data(), case_.shape, length, room_);
+  }
+
+ private:
+  struct Memory {
+    recycled::Array<T> keys;
+    recycled::Array<T> values;
+  };
+  Case case_;
+  index_t room_;
+  std::vector<Memory> memories_;
+};
+
+/// `layers` objects over these memories, used in turn; their sets are chosen, and their phases spread over `stride`
+/// tokens, so that any stretch of the measurement holds full and recycled steps in their true proportion.
 template <class T, class Policy>
 class Layers {
  public:
-  Layers(const Case& c, index_t layers, index_t memories, Policy policy)
-      : case_(c), room_(c.length + decode_steps), query_(normals(c.shape.query_size())), out_(query_.size()) {
-    const index_t dim = c.shape.head_dim;
-    const index_t row = dim / recycled::values_per_element<T>;
-    const auto rows = normals(dim * 1024);
-    memories_.resize(static_cast<std::size_t>(memories));
-    for (Memory& memory : memories_) {
-      memory.keys.resize(room_ * c.shape.kv_heads * row);
-      memory.values.resize(room_ * c.shape.kv_heads * row);
-      for (index_t r = 0; r < room_ * c.shape.kv_heads; ++r) {
-        recycled::encode(rows.data() + (r * 37 % 1024) * dim, dim, memory.keys.data() + r * row);
-        recycled::encode(rows.data() + (r * 51 % 1024) * dim, dim, memory.values.data() + r * row);
-      }
-    }
-    const recycled::LayerOptions options{.capacity = c.capacity, .max_length = room_};
+  Layers(const Case& c, const Memories<T>& memories, index_t layers, Policy policy, index_t stride,
+         recycled::ThreadPool& pool)
+      : case_(c), memories_(memories), query_(normals(c.shape.query_size(), 8)), out_(query_.size()) {
+    const recycled::LayerOptions options{.capacity = c.capacity, .max_length = memories.room()};
     layers_.reserve(static_cast<std::size_t>(layers));
     for (index_t i = 0; i < layers; ++i) {
       layers_.emplace_back(c.shape, options, policy);
       layers_.back().observe(query_, c.length);
+      for (index_t phase = 0; phase <= i % stride; ++phase) step(i, pool);
     }
+    before_ = total();
   }
 
-  index_t size() const { return static_cast<index_t>(layers_.size()); }
+  /// One decode step of the layer whose turn it is.
+  void step(recycled::ThreadPool& pool) {
+    step(next_, pool);
+    next_ = (next_ + 1) % static_cast<index_t>(layers_.size());
+    ++steps_;
+  }
+  /// Bytes of KV rows that a step has read so far, on average.
+  double bytes_a_step() const {
+    return static_cast<double>(total().bytes_read - before_.bytes_read) /
+           static_cast<double>(std::max(steps_, index_t{1}));
+  }
+
+ private:
+  void step(index_t i, recycled::ThreadPool& pool) {
+    auto& layer = layers_[static_cast<std::size_t>(i)];
+    if (layer.length() == memories_.room()) layer.truncate(case_.length);
+    layer.step(query_, memories_.view(i, layer.length() + 1), out_, pool);
+    benchmark::DoNotOptimize(out_.data());
+  }
   recycled::HeadStatistics total() const {
     recycled::HeadStatistics sum;
     for (const auto& layer : layers_) sum += layer.statistics().total();
     return sum;
   }
 
-  /// One decode step of layer i, counted modulo the number of layers.
-  void step(index_t i, recycled::ThreadPool& pool) {
-    auto& layer = layers_[static_cast<std::size_t>(i % size())];
-    const Memory& memory = memories_[static_cast<std::size_t>(i % size()) % memories_.size()];
-    if (layer.length() == room_) layer.truncate(case_.length);
-    const auto view = recycled::KvView<T>::head_major(memory.keys.data(), memory.values.data(), case_.shape,
-                                                      layer.length() + 1, room_);
-    layer.step(query_, view, out_, pool);
-    benchmark::DoNotOptimize(out_.data());
-  }
-
- private:
-  static constexpr index_t decode_steps = 1024;
-  struct Memory {
-    recycled::Array<T> keys;
-    recycled::Array<T> values;
-  };
-
   Case case_;
-  index_t room_;
+  const Memories<T>& memories_;
   std::vector<float> query_;
   std::vector<float> out_;
-  std::vector<Memory> memories_;
   std::vector<recycled::LayerAttention<T, Policy>> layers_;
+  recycled::HeadStatistics before_;
+  index_t next_ = 0;
+  index_t steps_ = 0;
 };
 
 }  // namespace bench

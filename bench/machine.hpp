@@ -1,18 +1,27 @@
-// What the machine itself can do, measured in the same run: the yardstick of every row of the table.
+// What the machine itself can do: the yardsticks of every row of the tables, measured beside it.
 #pragma once
 
 #include <benchmark/benchmark.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
-#include <map>
+#include <fstream>
 #include <recycled/recycled.hpp>
-#include <vector>
+#include <string>
 
 namespace bench {
 
 using recycled::index_t;
+using Isa = recycled::simd::native;
+
+/// The processor's name as the system has it.
+inline std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) return line.substr(std::min(line.size(), line.find(':') + 2));
+  }
+  return "unknown CPU";
+}
 
 /// Bytes of the last-level cache, 32 MiB where the system doesn't say.
 inline index_t last_level_cache() {
@@ -25,49 +34,68 @@ inline index_t last_level_cache() {
 /// A working set that the last-level cache can't hold: twice its size, 1 GiB at most.
 inline index_t beyond_cache() { return std::min(2 * last_level_cache(), index_t{1} << 30); }
 
-/// GB/s at which `pool` reads memory beyond the cache: the best pass of the run so far, with five more passes when the
-/// last are older than a few seconds, because a shared machine changes.
-inline double read_bandwidth(recycled::ThreadPool& pool) {
-  using clock = std::chrono::steady_clock;
-  struct Measured {
-    double gigabytes = 0;
-    clock::time_point when;
-  };
-  static std::map<int, Measured> known;
-  static const recycled::Array<float> memory(beyond_cache() / static_cast<index_t>(sizeof(float)), 1.0F);
-  Measured& best = known[pool.threads()];
-  if (best.gigabytes > 0 && clock::now() - best.when < std::chrono::seconds(5)) return best.gigabytes;
-  using Isa = recycled::simd::native;
-  constexpr index_t piece = index_t{1} << 16;
-  const index_t pieces = memory.size() / piece;
-  for (int pass = 0; pass < 5; ++pass) {
-    const auto start = clock::now();
-    pool(pieces, [&](index_t p) {
-      Isa::vec sums[8];
-      for (auto& sum : sums) sum = Isa::zero();
-      const float* from = memory.data() + p * piece;
-      for (index_t i = 0; i < piece; i += 8 * Isa::width) {
-        for (int v = 0; v < 8; ++v) {
-          recycled::simd::prefetch(from + i + v * Isa::width + 1024);
-          sums[v] = Isa::add(sums[v], Isa::load(from + i + v * Isa::width));
-        }
-      }
-      for (auto& sum : sums) benchmark::DoNotOptimize(sum);
-    });
-    const std::chrono::duration<double> seconds = clock::now() - start;
-    const double gigabytes = static_cast<double>(pieces * piece) * sizeof(float) / seconds.count() * 1e-9;
-    best.gigabytes = std::max(best.gigabytes, gigabytes);
-  }
-  best.when = clock::now();
-  return best.gigabytes;
+/// How many things of `bytes` together exceed the last-level cache.
+inline index_t times_to_exceed_cache(double bytes) {
+  return std::clamp(static_cast<index_t>(static_cast<double>(beyond_cache()) / bytes) + 1, index_t{2}, index_t{1024});
 }
 
-/// Counters of a row: GB/s of KV memory, and their ratio to the read bandwidth of the same run.
-inline void report(benchmark::State& state, double bytes_a_step, double bandwidth) {
-  const auto steps = static_cast<double>(state.iterations());
-  state.counters["KV_MB"] = bytes_a_step * 1e-6;
-  state.counters["GB/s"] = benchmark::Counter(bytes_a_step * steps * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["of_read"] = benchmark::Counter(bytes_a_step * steps * 1e-9 / bandwidth, benchmark::Counter::kIsRate);
-}
+/// Memory that is read from one end to the other, as fast as the threads of a pool can.
+class Reader {
+ public:
+  static constexpr index_t piece = index_t{1} << 16;  ///< floats that a thread reads at a time
+  static constexpr double bytes = 64e6;               ///< of one call, about
+
+  void operator()(recycled::ThreadPool& pool) {
+    constexpr auto pieces = static_cast<index_t>(bytes / (sizeof(float) * piece));
+    if (next_ + pieces * piece > memory().size()) next_ = 0;
+    const float* const first = memory().data() + next_;
+    pool(pieces, [first](index_t p) { read(first + p * piece); });
+    next_ += pieces * piece;
+  }
+  static double bytes_read() {
+    return static_cast<double>(static_cast<index_t>(bytes / (sizeof(float) * piece)) * piece) * sizeof(float);
+  }
+
+ private:
+  static const recycled::Array<float>& memory() {
+    static const recycled::Array<float> memory(beyond_cache() / static_cast<index_t>(sizeof(float)), 1.0F);
+    return memory;
+  }
+  // Eight sums, and prefetches 4 KiB ahead: as fast as anything tried (one to sixteen streams, L1 and L2, 1 to 16 KiB).
+  static void read(const float* from) {
+    Isa::vec sums[8];
+    for (auto& sum : sums) sum = Isa::zero();
+    for (index_t i = 0; i < piece; i += 8 * Isa::width) {
+      for (int v = 0; v < 8; ++v) {
+        recycled::simd::prefetch_l1(from + i + v * Isa::width, 4096);
+        sums[v] = Isa::add(sums[v], Isa::load(from + i + v * Isa::width));
+      }
+    }
+    for (auto& sum : sums) benchmark::DoNotOptimize(sum);
+  }
+  index_t next_ = 0;
+};
+
+/// Multiplies and adds in registers on all threads of a pool: nothing can do more operations a second.
+struct Multiplier {
+  static constexpr index_t rounds = 20000;
+  static constexpr int chains = 12;
+  void operator()(recycled::ThreadPool& pool) const {
+    pool(pool.threads(), [](index_t) {
+      Isa::vec sums[chains];
+      recycled::simd::unroll<chains>([&](auto i) { sums[i] = Isa::broadcast(static_cast<float>(i)); });
+      auto factor = Isa::broadcast(0.5F);
+      for (index_t round = 0; round < rounds; ++round) {
+        benchmark::DoNotOptimize(factor);
+        recycled::simd::unroll<chains>([&](auto i) { sums[i] = Isa::fma(factor, factor, sums[i]); });
+      }
+      // Their sum is kept, not they: what has an address is no register.
+      Isa::vec total = sums[0];
+      recycled::simd::unroll<chains>([&](auto i) { total = Isa::add(total, sums[i]); });
+      benchmark::DoNotOptimize(total);
+    });
+  }
+  static double flops(int threads) { return 2.0 * rounds * chains * Isa::width * threads; }
+};
 
 }  // namespace bench

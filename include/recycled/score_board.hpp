@@ -75,15 +75,17 @@ class ScoreBoard {
     cache.close_gap(g);
     for (index_t r = 0; r < group_; ++r) {
       const float own_weight = std::exp(row(g, r)[own] - lse.data()[r]);
-      old_mass_[g * group_ + r] = kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g)) + own_weight;
+      old_mass_[g * group_ + r] =
+          kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g), ranks(g)) + own_weight;
     }
   }
   /// After it: what was noted relative to what the new set holds, the least over the group. See Refresh::retained_mass.
   template <Scalar T>
-  float retained_mass(index_t g, std::span<const float> lse, const RecycleCache<T>& cache) const noexcept {
+  float retained_mass(index_t g, std::span<const float> lse, const RecycleCache<T>& cache) noexcept {
     float least = 1;
     for (index_t r = 0; r < group_; ++r) {
-      const float share = old_mass_[g * group_ + r] / kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g));
+      const float new_mass = kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g), ranks(g));
+      const float share = old_mass_[g * group_ + r] / new_mass;
       least = share < least ? share : least;
     }
     return least;
@@ -110,7 +112,6 @@ class ScoreBoard {
   using Isa = simd::native;
 
   float* row(index_t g, index_t r) noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
-  const float* row(index_t g, index_t r) const noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
   float* log_weights(index_t g) noexcept { return row(g, group_); }
   float* ranks(index_t g) noexcept { return row(g, group_ + 1); }
   std::span<index_t> chosen_of(index_t g, index_t count) noexcept {

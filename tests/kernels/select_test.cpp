@@ -1,6 +1,7 @@
 // From logits to the positions worth keeping: each step against the obvious way to do it.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <numeric>
 #include <recycled/kernels/select.hpp>
 
@@ -105,6 +106,30 @@ TYPED_TEST(TopK, HandlesLongInputsWithFewDistinctLeadingBits) {
     EXPECT_EQ(top_k<TypeParam>(ranks, count), top_k_by_sorting(ranks, count));
 }
 
+TYPED_TEST(TopK, HandlesLongInputsOfEveryKind) {
+  Random random(5);
+  const std::vector<float> around_zero{0.0F, -0.0F, smallest, -smallest, 2 * smallest, -2 * smallest};
+  const std::vector<std::function<float(float)>> kinds{
+      [](float x) { return x; },
+      [](float x) { return -std::exp(4 * x); },
+      [](float x) {
+        return x > 1.5F ? inf : x < -1 ? -inf : x > 0 ? nan : x;
+      },
+      [](float x) { return std::round(x); },
+      [&](float x) { return around_zero[static_cast<std::size_t>(std::abs(x) * 100) % around_zero.size()]; },
+      [](float x) { return x > 2.5F ? x : -3.5F; },
+  };
+  for (const index_t length : {2047, 2048, 5003, 40000}) {
+    for (const auto& kind : kinds) {
+      std::vector<float> ranks = random.row(length);
+      std::transform(ranks.begin(), ranks.end(), ranks.begin(), kind);
+      for (const index_t count : {index_t{1}, index_t{33}, length / 64, length / 8, length / 2, length - 1, length}) {
+        ASSERT_EQ(top_k<TypeParam>(ranks, count), top_k_by_sorting(ranks, count)) << count << " of " << length;
+      }
+    }
+  }
+}
+
 TYPED_TEST(TopK, ReadsNothingBehindTheLastRank) {
   const std::vector<float> ranks = Random(8).row(45);
   for (std::size_t length = 1; length <= ranks.size(); ++length) {
@@ -160,14 +185,18 @@ TYPED_TEST(MaxPool, NaNHidesNoNeighbour) {
   }
 }
 
-TEST(GroupLogWeights, AreTheLargestOfTheGroup) {
+template <class>
+class GroupLogWeights : public testing::Test {};
+TYPED_TEST_SUITE(GroupLogWeights, testing_types::InstructionSets, testing_types::Names);
+
+TYPED_TEST(GroupLogWeights, AreTheLargestOfTheGroup) {
   Random random(6);
   for (const index_t group : {1, 2, 3, 11}) {
     constexpr index_t length = 50, stride = 53;
     const std::vector<float> logits = random.row(group * stride, 5);
     const std::vector<float> lse = random.row(group, 3);
     std::vector<float> weights(length + 1, -7), expected(length + 1, -7);
-    kernels::group_log_weights(logits.data(), stride, lse, length, weights.data());
+    kernels::group_log_weights<TypeParam>(logits.data(), stride, lse, length, weights.data());
     for (index_t j = 0; j < length; ++j) {
       float largest = -inf;
       for (index_t r = 0; r < group; ++r) {
@@ -180,11 +209,17 @@ TEST(GroupLogWeights, AreTheLargestOfTheGroup) {
   }
 }
 
-TEST(GroupLogWeights, OfHiddenPositionsAreMinusInfinity) {
+TYPED_TEST(GroupLogWeights, OfHiddenPositionsAreMinusInfinity) {
   const std::vector<float> logits{1, -inf, -inf, 2, 3, -inf}, lse{0.5F, 0.25F};
   std::vector<float> weights(3);
-  kernels::group_log_weights(logits.data(), 3, lse, 3, weights.data());
+  kernels::group_log_weights<TypeParam>(logits.data(), 3, lse, 3, weights.data());
   EXPECT_EQ(weights, (std::vector<float>{1.75F, 2.75F, -inf}));
+}
+
+template <class Isa>
+float mass(const std::vector<float>& logits, float lse, const std::vector<index_t>& positions) {
+  std::vector<float> scratch(static_cast<std::size_t>(simd::padded<Isa>(static_cast<index_t>(positions.size()))), nan);
+  return kernels::mass<Isa>(logits.data(), lse, positions, scratch.data());
 }
 
 template <class>
@@ -206,16 +241,16 @@ TYPED_TEST(Mass, IsTheShareOfTheWeightsOnThePositions) {
     long double expected = 0;
     for (const index_t p : positions)
       expected += std::exp(static_cast<long double>(logits[static_cast<std::size_t>(p)]));
-    const float actual = kernels::mass<TypeParam>(logits.data(), lse, positions);
+    const float actual = mass<TypeParam>(logits, lse, positions);
     EXPECT_TRUE(std::abs(actual - expected / sum) <= 4e-6L * (expected / sum)) << count << " positions: " << actual;
   }
 }
 
 TYPED_TEST(Mass, OfHiddenPositionsIsZeroAndNaNShows) {
   const std::vector<float> logits{-inf, 0, nan};
-  EXPECT_EQ(kernels::mass<TypeParam>(logits.data(), 0, std::vector<index_t>{0}), 0);
-  EXPECT_EQ(kernels::mass<TypeParam>(logits.data(), 0, std::vector<index_t>{0, 1}), 1);
-  EXPECT_TRUE(std::isnan(kernels::mass<TypeParam>(logits.data(), 0, std::vector<index_t>{1, 2})));
+  EXPECT_EQ(mass<TypeParam>(logits, 0, std::vector<index_t>{0}), 0);
+  EXPECT_EQ(mass<TypeParam>(logits, 0, std::vector<index_t>{0, 1}), 1);
+  EXPECT_TRUE(std::isnan(mass<TypeParam>(logits, 0, std::vector<index_t>{1, 2})));
 }
 
 }  // namespace

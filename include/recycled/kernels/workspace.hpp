@@ -10,13 +10,17 @@ namespace recycled::inline RECYCLED_ABI::kernels {
 template <class Isa>
 class Workspace {
  public:
-  /// Room for `query_rows` packed queries of `head_dim`, and for `tiles` tiles of `tile_rows` rows of `value_dim`.
-  void reserve(index_t query_rows, index_t head_dim, index_t tiles, index_t tile_rows, index_t value_dim) {
+  /// Room for `query_rows` packed queries of `head_dim`, and for `tiles` tiles of `tile_rows` rows of `value_dim`, each
+  /// with room for `wide_rows` keys and values as floats.
+  void reserve(index_t query_rows, index_t head_dim, index_t tiles, index_t tile_rows, index_t value_dim,
+               index_t wide_rows = 0) {
     query_stride_ = simd::padded<Isa>(head_dim);
     output_stride_ = simd::padded<Isa>(value_dim);
     tile_rows_ = tile_rows;
     // Four small arrays; then logits, output and lost, each on a cache line of its own.
-    tile_floats_ = lines(4 * tile_rows) + tile_rows * logit_stride + 2 * lines(tile_rows * output_stride_);
+    wide_at_ = lines(4 * tile_rows) + tile_rows * logit_stride + 2 * lines(tile_rows * output_stride_);
+    wide_keys_ = lines(wide_rows * query_stride_);
+    tile_floats_ = wide_at_ + wide_keys_ + lines(wide_rows * output_stride_);
     grow(queries_, detail::checked_product(query_rows, query_stride_, "query memory"));
     grow(tiles_, detail::checked_product(tiles, tile_floats_, "tile memory"));
   }
@@ -39,6 +43,9 @@ class Workspace {
             .stride = output_stride_,
             .rows = rows};
   }
+
+  float* wide_keys(index_t tile) noexcept { return tiles_.data() + tile * tile_floats_ + wide_at_; }
+  float* wide_values(index_t tile) noexcept { return wide_keys(tile) + wide_keys_; }
 
   /// Packs tokens of [query_heads, head_dim] as rows [kv_head, token, group], scaled, ends padded with zeros.
   void pack_queries(const float* queries, index_t tokens, const Shape& shape, float scale) {
@@ -65,6 +72,8 @@ class Workspace {
   index_t output_stride_ = 0;
   index_t tile_rows_ = 0;
   index_t tile_floats_ = 0;
+  index_t wide_at_ = 0;
+  index_t wide_keys_ = 0;
 };
 
 }  // namespace recycled::inline RECYCLED_ABI::kernels
