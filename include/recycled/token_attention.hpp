@@ -164,8 +164,9 @@ class TokenAttention {
   void attend(const float* query, E& executor) {
     workspace_.pack_queries(query, 1, shape_, options_.scale);
     const std::span<kernels::HeadWork<T>> heads{work_.data(), static_cast<std::size_t>(work_.size())};
-    executor(kernels::assign_tiles(heads), [&](index_t tile) {
-      kernels::attend_piece<Isa, T>(heads, tile, shape_.group(), options_.soft_cap, workspace_);
+    const kernels::Cut cut = kernels::cut(heads);
+    executor(cut.tasks, [&](index_t task) {
+      kernels::attend_task<Isa, T>(heads, cut, task, shape_.group(), options_.soft_cap, workspace_);
     });
   }
   void merge(index_t g, float* out) noexcept {

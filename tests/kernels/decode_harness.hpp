@@ -77,9 +77,10 @@ Outcome run(const Shape& shape, std::vector<kernels::HeadWork<T>> work, index_t 
                     shape.value_dim);
   workspace.pack_queries(query.data(), 1, shape, options.scale);
   const std::span<kernels::HeadWork<T>> heads(work);
-  const index_t tiles = kernels::assign_tiles(heads);
-  for (index_t tile = 0; tile < tiles; ++tile) {
-    kernels::attend_piece<Isa, T>(heads, backwards ? tiles - 1 - tile : tile, group, options.soft_cap, workspace);
+  const kernels::Cut cut = kernels::cut(heads);
+  for (index_t task = 0; task < cut.tasks; ++task) {
+    kernels::attend_task<Isa, T>(heads, cut, backwards ? cut.tasks - 1 - task : task, group, options.soft_cap,
+                                 workspace);
   }
   for (index_t g = 0; g < shape.kv_heads; ++g) {
     kernels::merge_pieces<Isa>(work[static_cast<std::size_t>(g)], group, shape.value_dim, workspace,

@@ -103,15 +103,20 @@ TYPED_TEST(Decode, LayoutAndAlignmentChangeNoBit) {
   using Isa = typename TypeParam::Isa;
   Random random(3);
   const Shape shape{6, 3, fit<T>(46), fit<T>(33)};
-  const auto packed = Cache<T>::random(shape, 130, random);
-  const std::vector<float> query = random.row(packed.shape().query_size());
-  const Outcome expected = decode<Isa>(packed, query);
-  expect_matches_oracle(expected, packed, query);
-  for (const reference::Layout& layout :
-       {reference::Layout{.position_major = true}, reference::Layout{.offset = 1},
-        reference::Layout{.padding = 3, .room = 5},
-        reference::Layout{.position_major = true, .padding = 1, .offset = 1, .room = 2}}) {
-    EXPECT_TRUE(same_bits(decode<Isa>(packed.arranged(layout), query), expected));
+  // One piece; then several, which heads side by side in memory work on together.
+  for (const index_t length : {130, 1000}) {
+    const auto packed = Cache<T>::random(shape, length, random);
+    const std::vector<float> query = random.row(packed.shape().query_size());
+    for (const AttentionOptions& options : {AttentionOptions{}, AttentionOptions{.window = 700, .sinks = 70}}) {
+      const Outcome expected = decode<Isa>(packed, query, options);
+      expect_matches_oracle(expected, packed, query, options);
+      for (const reference::Layout& layout :
+           {reference::Layout{.position_major = true}, reference::Layout{.offset = 1},
+            reference::Layout{.padding = 3, .room = 5},
+            reference::Layout{.position_major = true, .padding = 1, .offset = 1, .room = 2}}) {
+        EXPECT_TRUE(same_bits(decode<Isa>(packed.arranged(layout), query, options), expected)) << length;
+      }
+    }
   }
 }
 

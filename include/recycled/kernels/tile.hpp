@@ -87,15 +87,12 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, ind
   });
 }
 
-/// Adds positions [range.begin, range.end) to the state, in blocks that start at multiples of the block size. `next`:
-/// the key that is read after them, by whoever comes next.
-template <class Isa, Scalar T>
-void attend_range(const Rows<T>& keys, const Rows<T>& values, Range range, const Queries& queries, float soft_cap,
-                  const TileState& state, const LogitSink& sink = {}, const T* next = nullptr) {
+/// Calls f(Range) for the parts of `range` between multiples of the block size.
+template <class F>
+void for_blocks(const Range& range, const F& f) {
   for (index_t begin = range.begin; begin < range.end;) {
     const index_t end = std::min(range.end, (begin / block + 1) * block);
-    attend_block<Isa>(keys, values, begin, end - begin, queries, soft_cap, state, sink,
-                      end < range.end ? keys[end] : next);
+    f(Range{begin, end});
     begin = end;
   }
 }

@@ -84,10 +84,12 @@ constexpr index_t padded(index_t n) {
 /// end of an array it does no harm. (Always inline: GCC 12 takes a function that only prefetches for one without
 /// effect, and drops its calls.)
 [[gnu::always_inline]] inline void prefetch_l2(const void* base, index_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + bytes), 0, 2);
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + static_cast<std::uintptr_t>(bytes)), 0, 2);
 }
 [[gnu::always_inline]] inline void prefetch_l1(const void* base, index_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + bytes), 0, 3);
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + static_cast<std::uintptr_t>(bytes)), 0, 3);
 }
 
 }  // namespace recycled::inline RECYCLED_ABI::simd
