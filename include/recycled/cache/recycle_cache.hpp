@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "recycled/kernels/rows.hpp"
-#include "recycled/kernels/select.hpp"
+#include "recycled/kernels/top_k.hpp"
 #include "recycled/selection/selection.hpp"
 #include "recycled/types/kv_view.hpp"
 #include "recycled/types/memory.hpp"

@@ -79,17 +79,19 @@ constexpr index_t padded(index_t n) {
   return (n + Isa::width - 1) / Isa::width * Isa::width;
 }
 
+/// An address, not a pointer: it may lie beyond the end of an array, where a prefetch does no harm.
+[[gnu::always_inline]] inline const void* address(const void* base, index_t bytes) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): nothing is read through it
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + static_cast<std::uintptr_t>(bytes));
+}
 /// Asks for the cache line `bytes` behind `base` while something else is computed: into the second-level cache, where
-/// many requests can be on their way from memory, or from there into the first. An address, not a pointer: beyond the
-/// end of an array it does no harm. (Always inline: GCC 12 takes a function that only prefetches for one without
-/// effect, and drops its calls.)
+/// many requests can be on their way from memory, or from there into the first. (Always inline: GCC 12 takes a function
+/// that only prefetches for one without effect, and drops its calls.)
 [[gnu::always_inline]] inline void prefetch_l2(const void* base, index_t bytes) {
-  __builtin_prefetch(
-      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + static_cast<std::uintptr_t>(bytes)), 0, 2);
+  __builtin_prefetch(address(base, bytes), 0, 2);
 }
 [[gnu::always_inline]] inline void prefetch_l1(const void* base, index_t bytes) {
-  __builtin_prefetch(
-      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(base) + static_cast<std::uintptr_t>(bytes)), 0, 3);
+  __builtin_prefetch(address(base, bytes), 0, 3);
 }
 
 }  // namespace recycled::inline RECYCLED_ABI::simd
