@@ -1,5 +1,8 @@
 // From logits to the positions worth keeping: each step against the obvious way to do it.
 #include <gtest/gtest.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #include <functional>
 #include <numeric>
@@ -129,6 +132,23 @@ TYPED_TEST(TopK, HandlesLongInputsOfEveryKind) {
     }
   }
 }
+
+#if defined(__SSE2__)
+TYPED_TEST(TopK, EndsAndFillsTheChoiceWhereDenormalsAreFlushed) {
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(before | 0x8040);  // flush to zero, denormals are zero
+  for (const index_t zeros : {20, 100, 3000}) {
+    std::vector<float> ranks(40, 1);
+    ranks.resize(static_cast<std::size_t>(40 + zeros), 0);
+    std::vector<index_t> first(60);
+    std::iota(first.begin(), first.end(), index_t{0});
+    EXPECT_EQ(top_k<TypeParam>(ranks, 60), first);
+    for (std::size_t i = 40; i < ranks.size(); ++i) ranks[i] = static_cast<float>(i % 2) * smallest;
+    EXPECT_EQ(top_k<TypeParam>(ranks, 60), first);
+  }
+  _mm_setcsr(before);
+}
+#endif
 
 TYPED_TEST(TopK, ReadsNothingBehindTheLastRank) {
   const std::vector<float> ranks = Random(8).row(45);

@@ -16,9 +16,8 @@
 
 namespace recycled::inline RECYCLED_ABI::kernels {
 
-/// Into how many pieces a head's positions are cut at most. Heads that are worked on together make a task of each; one
-/// by one there are 64 at least, also where there is a single KV head: every thread of a desktop is fed evenly. It
-/// bounds the workspace.
+/// Into how many pieces a head's positions are cut at most: one by one, heads make about 64 tasks together or more,
+/// also a single KV head; heads that are worked on together make 16. It bounds the workspace.
 constexpr index_t most_pieces(index_t kv_heads) { return std::max(index_t{16}, 64 / kv_heads); }
 
 /// Positions in a piece: whole blocks, and at least 4, because a piece costs a state to clear and to merge. The same in

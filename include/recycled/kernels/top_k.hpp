@@ -78,30 +78,30 @@ inline void top_k_of_few(std::span<const float> ranks, index_t count, index_t ab
   }
 }
 
-/// A rank x and how many are above it.
-struct Above {
-  float x = 0;
-  index_t count = 0;
-};
-
-/// The search for the `wanted`-th largest rank: at least `wanted` ranks are above `low`, and fewer above `high`, which
-/// it may be itself.
+/// The search for the `wanted`-th largest rank.
 ///
 /// Bisection over all floats by their order keys, sped up: a sample says where to begin, a guess goes where the count
 /// would be if ranks lay evenly (every third halves what is left), and the last few are sorted. Of 32768 ranks 8 passes
-/// in place of 30, each 16 floats in two instructions, with no branch that depends on the data.
+/// in place of 30, each 16 floats in two instructions, with no branch that depends on the data. What ends it are keys,
+/// whole numbers: it ends where the host has denormal floats flushed to zero, too.
 template <class Isa>
 class KthSearch {
  public:
+  /// The rank, and what a choice needs to know.
+  struct Found {
+    float x = 0;
+    index_t above = 0;  ///< how many ranks are above it
+    float below = 0;    ///< a float below it, above which there are few ranks that are below it
+  };
+
   /// `all` ranks, `wanted` at least, are above -infinity.
   KthSearch(std::span<const float> ranks, index_t wanted, index_t all)
-      : ranks_(ranks), wanted_(wanted), low_{-infinity, all}, high_{infinity, 0} {}
+      : ranks_(ranks), wanted_(wanted), low_{order_key(-infinity), all}, high_{order_key(infinity), 0} {}
 
-  /// The rank, and how many are above it.
-  Above find() {
+  Found find() {
     if (length() >= 8 * samples) begin_by_sample();
-    for (int pass = 1; !found() && low_.count - high_.count > few; ++pass) look(pass % 3 == 0 ? middle() : guess());
-    return found() ? high_ : sort_few();
+    for (int pass = 1; left() > 1 && low_.above - high_.above > few; ++pass) look(pass % 3 == 0 ? middle() : guess());
+    return left() > 1 ? sort_few() : Found{from_order_key(high_.key), high_.above, from_order_key(low_.key)};
   }
 
  private:
@@ -109,25 +109,26 @@ class KthSearch {
   static constexpr index_t samples = 256;
   static constexpr index_t few = 32;
 
-  index_t length() const { return static_cast<index_t>(ranks_.size()); }
-  /// Whether `high` is the only float that is above `low` and at most `high`.
-  bool found() const { return !(std::nextafter(low_.x, infinity) < high_.x); }
+  struct Bound {
+    std::uint32_t key;
+    index_t above;  // ranks
+  };
 
-  void look(float x) {
-    if (!(x > low_.x && x < high_.x)) return;
-    const index_t above = count_above<Isa>(ranks_, x);
-    // Of the two zeros, which are equal, the one beside what is left.
-    if (above >= wanted_) {
-      low_ = {x == 0 ? 0.0F : x, above};
-    } else {
-      high_ = {x == 0 ? -0.0F : x, above};
-    }
+  index_t length() const { return static_cast<index_t>(ranks_.size()); }
+  std::uint32_t left() const { return high_.key - low_.key; }
+
+  void look(std::uint32_t key) {
+    if (key <= low_.key || key >= high_.key) return;
+    const index_t above = count_above<Isa>(ranks_, from_order_key(key));
+    (above >= wanted_ ? low_ : high_) = {key, above};
   }
-  float middle() const { return from_order_key(order_key(low_.x) + (order_key(high_.x) - order_key(low_.x)) / 2); }
-  float guess() const {
-    const float share = static_cast<float>(low_.count - wanted_ + 1) / static_cast<float>(low_.count - high_.count + 2);
-    const float x = low_.x + share * (high_.x - low_.x);
-    return x > low_.x && x < high_.x ? x : middle();
+  std::uint32_t middle() const { return low_.key + left() / 2; }
+  std::uint32_t guess() const {
+    const float share = static_cast<float>(low_.above - wanted_ + 1) / static_cast<float>(low_.above - high_.above + 2);
+    const float low = from_order_key(low_.key);
+    const float x = low + share * (from_order_key(high_.key) - low);
+    const std::uint32_t key = x == x ? order_key(x) : 0;
+    return key > low_.key && key < high_.key ? key : middle();
   }
 
   /// Looks three standard deviations to either side of where the rank should be.
@@ -142,29 +143,31 @@ class KthSearch {
     const double expected = static_cast<double>(wanted_) / static_cast<double>(length()) * samples;
     const double reach = 3 * std::sqrt(expected * (1 - expected / samples)) + 1;
     for (const double place : {expected + reach, expected - reach}) {
-      look(sample[static_cast<std::size_t>(std::clamp(place, 0.0, samples - 1.0))]);
+      look(order_key(sample[static_cast<std::size_t>(std::clamp(place, 0.0, samples - 1.0))]));
     }
   }
 
-  /// The end, where at most `few` ranks are above `low` and at most `high`.
-  Above sort_few() const {
+  /// The end, where at most `few` ranks are above `low` and not above `high`.
+  Found sort_few() const {
+    const float low = from_order_key(low_.key);
+    const float high = from_order_key(high_.key);
     std::array<float, few> last{};
     std::size_t size = 0;
-    for_each_above<Isa>(ranks_, low_.x, [&](index_t j, unsigned mask) {
+    for_each_above<Isa>(ranks_, low, [&](index_t j, unsigned mask) {
       for (; mask != 0; mask &= mask - 1) {
         const float rank = ranks_.data()[j + std::countr_zero(mask)];
-        if (rank <= high_.x) last[size++] = rank;
+        if (!(rank > high)) last[size++] = rank;
       }
     });
     std::sort(last.begin(), last.begin() + size, std::greater<>());
-    const float kth = last[static_cast<std::size_t>(wanted_ - high_.count - 1)];
-    return {kth, high_.count + (std::find(last.begin(), last.end(), kth) - last.begin())};
+    const float kth = last[static_cast<std::size_t>(wanted_ - high_.above - 1)];
+    return {kth, high_.above + (std::find(last.begin(), last.end(), kth) - last.begin()), low};
   }
 
   std::span<const float> ranks_;
   index_t wanted_;
-  Above low_;
-  Above high_;
+  Bound low_;   // at least `wanted` ranks are above it,
+  Bound high_;  // and fewer above this: it may be the rank itself
 };
 
 /// The `count` <= ranks.size() positions of largest rank, ascending, to `chosen`; of equal ranks the lower positions.
@@ -175,12 +178,13 @@ void top_k(std::span<const float> ranks, index_t count, index_t* chosen) {
   if (count == 0) return;
   const index_t above_all = count_above<Isa>(ranks, -infinity);
   if (above_all < count) return top_k_of_few(ranks, count, above_all, chosen);
-  const Above kth = KthSearch<Isa>(ranks, count, above_all).find();
-  index_t ties = count - kth.count;  // those first in position complete the choice
-  for_each_above<Isa>(ranks, std::nextafter(kth.x, -infinity), [&](index_t j, unsigned mask) {
+  const typename KthSearch<Isa>::Found kth = KthSearch<Isa>(ranks, count, above_all).find();
+  index_t ties = count - kth.above;  // those first in position complete the choice
+  for_each_above<Isa>(ranks, kth.below, [&](index_t j, unsigned mask) {
     for (; mask != 0; mask &= mask - 1) {
       const index_t position = j + std::countr_zero(mask);
-      if (ranks.data()[position] > kth.x || ties-- > 0) *chosen++ = position;
+      const float rank = ranks.data()[position];
+      if (rank > kth.x || (rank >= kth.x && ties-- > 0)) *chosen++ = position;
     }
   });
 }
