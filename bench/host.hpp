@@ -27,7 +27,7 @@ struct Case {
 
 template <class T>
 double row_bytes(const recycled::Shape& shape) {
-  return static_cast<double>((shape.head_dim + shape.value_dim) / recycled::values_per_element<T>) * sizeof(T);
+  return static_cast<double>(recycled::kernels::row_bytes<T>(shape.head_dim + shape.value_dim));
 }
 
 /// Standard normal floats, repeated from a block of 2^16: quick to make, and dull to a cache all the same.

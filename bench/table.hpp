@@ -36,6 +36,11 @@ struct Row {
   /// Half of what lies between the quartiles, as a share of the median.
   double spread() const { return us.empty() ? 0 : (us[us.size() * 3 / 4] - us[us.size() / 4]) / 2 / median(); }
   double gbps() const { return bytes / median() * 1e-3; }
+  /// How many times faster than `peer`; 0 if that is not known.
+  double faster_than(const std::string& peer) const {
+    const auto found = times.find(peer);
+    return found == times.end() ? 0 : found->second;
+  }
 };
 
 /// Benchmarks whose repetitions take turns, so that all see the same machine.
@@ -85,11 +90,10 @@ class Group {
   };
 };
 
-/// How many times faster than `peer`.
+/// Row::faster_than as the table prints it.
 inline std::string ratio(const Row& row, const std::string& peer) {
-  const auto found = row.times.find(peer);
   char text[32] = "-";
-  if (found != row.times.end()) std::snprintf(text, sizeof text, "%.2f", found->second);
+  if (const double x = row.faster_than(peer); x > 0) std::snprintf(text, sizeof text, "%.2f", x);
   return text;
 }
 
@@ -112,10 +116,6 @@ inline void print(const Row& row) {
 /// An array with an object a row; what wasn't measured is null.
 inline void write_json(std::ostream& stream, const std::vector<Row>& rows) {
   const auto number = [](double x) { return x > 0 ? std::to_string(x) : std::string("null"); };
-  const auto faster = [&](const Row& row, const char* peer) {
-    const auto found = row.times.find(peer);
-    return number(found == row.times.end() ? 0 : found->second);
-  };
   stream << "[";
   const char* separator = "\n";
   for (const Row& row : rows) {
@@ -127,8 +127,9 @@ inline void write_json(std::ostream& stream, const std::vector<Row>& rows) {
            << number(row.median()) << R"(, "us_spread": )" << number(row.spread() * row.median()) << R"(, "gbps": )"
            << number(row.gbps()) << R"(, "of_read_bandwidth": )" << number(row.of_read) << R"(, "of_fma_peak": )"
            << number(row.of_fma) << R"(, "of_product": )" << number(row.of_product) << R"(, "x_ggml": )"
-           << faster(row, "ggml") << R"(, "x_ort": )" << faster(row, "onnxruntime") << R"(, "x_openvino": )"
-           << faster(row, "openvino") << R"(, "isa": ")" << Isa::name << R"(", "cpu": ")" << cpu_name() << "\"}";
+           << number(row.faster_than("ggml")) << R"(, "x_ort": )" << number(row.faster_than("onnxruntime"))
+           << R"(, "x_openvino": )" << number(row.faster_than("openvino")) << R"(, "isa": ")" << Isa::name
+           << R"(", "cpu": ")" << cpu_name() << "\"}";
     separator = ",\n";
   }
   stream << "\n]\n";

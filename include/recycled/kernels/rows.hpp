@@ -15,6 +15,12 @@ inline constexpr index_t logit_stride = block + 16;
 /// Values of a row between two prefetches: a cache line of half, a block of q8_0.
 inline constexpr index_t row_chunk = 32;
 
+/// Bytes of `values` values of a row.
+template <Scalar T>
+constexpr index_t row_bytes(index_t values) {
+  return values / values_per_element<T> * static_cast<index_t>(sizeof(T));
+}
+
 /// Contiguous rows at a fixed distance.
 template <Scalar T>
 struct Rows {
@@ -23,7 +29,7 @@ struct Rows {
   index_t dim = 0;     ///< values in a row
 
   const T* operator[](index_t i) const noexcept { return first + i * stride; }
-  index_t bytes() const noexcept { return dim / values_per_element<T> * static_cast<index_t>(sizeof(T)); }
+  index_t bytes() const noexcept { return row_bytes<T>(dim); }
   index_t stride_bytes() const noexcept { return stride * static_cast<index_t>(sizeof(T)); }
 };
 
@@ -33,12 +39,6 @@ struct Queries {
   index_t stride = 0;
   index_t rows = 0;
 };
-
-/// Bytes of `values` values of a row.
-template <Scalar T>
-constexpr index_t row_bytes(index_t values) {
-  return values / values_per_element<T> * static_cast<index_t>(sizeof(T));
-}
 
 /// Calls f(constant<n>) for n in [1, Most].
 template <int Most, class F>
