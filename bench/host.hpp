@@ -96,6 +96,7 @@ class Layers {
     layers_.reserve(static_cast<std::size_t>(layers));
     for (index_t i = 0; i < layers; ++i) {
       layers_.emplace_back(c.shape, options, policy);
+      layers_.back().share(scratch_);
       layers_.back().observe(query_, c.length);
       for (index_t phase = 0; phase <= i % stride; ++phase) step(i, pool);
     }
@@ -131,6 +132,7 @@ class Layers {
   const Memories<T>& memories_;
   std::vector<float> query_;
   std::vector<float> out_;
+  std::shared_ptr<recycled::Scratch> scratch_ = std::make_shared<recycled::Scratch>();
   std::vector<recycled::LayerAttention<T, Policy>> layers_;
   recycled::HeadStatistics before_;
   index_t next_ = 0;

@@ -30,12 +30,19 @@ class Decoder {
           const Keep& selection = {}) {
     detail::require(model.layers >= 1 && model.layers <= 1 << 20, "ModelShape.layers", model.layers, "1 to 2^20");
     layers_.reserve(static_cast<std::size_t>(model.layers));
+    const auto scratch = std::make_shared<Scratch>();
     for (index_t i = 0; i < model.layers; ++i) {
       Layer layer(model.layer, options, schedule, selection);
       KvCache<T> cache(layer.shape(), options.max_length);
+      layer.share(scratch);
       layers_.push_back({std::move(cache), std::move(layer)});
     }
   }
+  Decoder(const Decoder& other) : layers_(other.layers_) { share(std::make_shared<Scratch>()); }
+  Decoder(Decoder&&) noexcept = default;
+  Decoder& operator=(const Decoder& other) { return *this = Decoder(other); }
+  Decoder& operator=(Decoder&&) noexcept = default;
+  ~Decoder() = default;
 
   /// A chunk of the prompt through one layer: queries [tokens, query_heads, head_dim], keys [tokens, kv_heads,
   /// head_dim] and values [tokens, kv_heads, value_dim] join the cache (rounded to T), then causal attention writes out
@@ -55,6 +62,12 @@ class Decoder {
             std::span<float> out, E&& executor = {}, std::span<const float> compared = {}) {
     grow(layer, query, key, value,
          [&](Layer& attention, const KvView<T>& kv) { attention.step(query, kv, out, executor, compared); });
+  }
+
+  /// Works in `scratch` from now on, as other decoders may that are never used at the same time as this one. Without
+  /// this call its layers share one among themselves, and so do those of a copy.
+  void share(const std::shared_ptr<Scratch>& scratch) {
+    for (Both& both : layers_) both.attention.share(scratch);
   }
 
   /// Positions that all layers hold.

@@ -16,8 +16,7 @@ namespace recycled::inline RECYCLED_ABI {
 
 /// Decode attention of one layer that takes a full step when `Policy` says so, keeps the K positions that mattered for
 /// each KV head (`Keep` chooses them), and recycles them in between. The host's cache is read in place; what the layer
-/// owns is the recycle cache, kv_heads * (K + 1) packed rows, and query_heads + 2 kv_heads floats a position for
-/// scores.
+/// owns is the recycle cache, kv_heads * (K + 1) packed rows, and a Scratch, which layers can share.
 ///
 /// A value: copies share nothing; one object serves one layer of one sequence. Different objects may be used from
 /// different threads at the same time, one object from one thread at a time. Wrong arguments throw
@@ -135,6 +134,14 @@ class LayerAttention {
     std::fill(statistics_.heads.begin(), statistics_.heads.end(), HeadStatistics{});
     step_ = 0;
     length_ = 0;
+  }
+
+  /// Works in `scratch` from now on, as other layers may that are never used at the same time as this one. Throws
+  /// std::invalid_argument if it is null. A copy of the layer has a scratch of its own again.
+  void share(std::shared_ptr<Scratch> scratch) {
+    detail::require(scratch != nullptr, "scratch", "nullptr", "a scratch");
+    attention_.share(std::move(scratch));
+    attention_.reserve(options_.max_length);
   }
 
   /// Positions known so far; 0 before the first call.

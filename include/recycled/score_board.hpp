@@ -10,26 +10,20 @@
 
 namespace recycled::inline RECYCLED_ABI {
 
-/// Scratch of one layer for the logits of a step, a row of positions for each query head, and the choice made from
-/// them. KV heads work on disjoint parts, so they may run in parallel.
+/// Scratch for the logits of a step, a row of positions for each query head, and the choice made from them. KV heads
+/// work on disjoint parts, so they may run in parallel.
 class ScoreBoard {
  public:
-  ScoreBoard() = default;
-  ScoreBoard(const Shape& shape, index_t capacity)
-      : group_(shape.group()), kv_heads_(shape.kv_heads), capacity_(capacity) {
-    chosen_.resize(detail::checked_product(kv_heads_, capacity_, "recycle cache size"));
-    old_mass_.resize(shape.query_heads);
-  }
-
-  /// Room for `length` positions; at least doubles when it grows.
-  void reserve(index_t length) {
-    if (length <= room_) return;
-    const index_t room = std::max(length, 2 * room_) / 64 * 64 + 64;
-    Array<float> scores(detail::checked_product(kv_heads_ * (group_ + 2), room, "score memory"));
-    Array<std::uint64_t> marks(kv_heads_ * (room / 64), 0);
-    scores_ = std::move(scores);
-    marks_ = std::move(marks);
-    room_ = room;
+  /// Room for a step over `length` positions of a layer of this shape, which keeps up to `capacity` of them. At least
+  /// doubles when it grows.
+  void reserve(const Shape& shape, index_t capacity, index_t length) {
+    group_ = shape.group();
+    capacity_ = capacity;
+    room_ = length / 64 * 64 + 64;
+    grow(scores_, detail::checked_product(shape.kv_heads * (group_ + 2), room_, "score memory"));
+    if (grow(marks_, shape.kv_heads * (room_ / 64))) std::fill(marks_.begin(), marks_.end(), std::uint64_t{0});
+    grow(chosen_, detail::checked_product(shape.kv_heads, capacity, "recycle cache size"));
+    grow(old_mass_, shape.query_heads);
   }
 
   /// Where a step puts the logits of KV head `g`.
@@ -123,12 +117,18 @@ class ScoreBoard {
     }
   }
 
+  template <class N>
+  static bool grow(Array<N>& array, index_t size) {
+    if (size <= array.size()) return false;
+    array = Array<N>(std::max(size, 2 * array.size()));
+    return true;
+  }
+
   index_t group_ = 1;
-  index_t kv_heads_ = 0;
   index_t capacity_ = 0;
   index_t room_ = 0;
   Array<float> scores_;         // [kv_heads, group + 2, room]: logits, then log-weights and ranks
-  Array<std::uint64_t> marks_;  // [kv_heads, room / 64]
+  Array<std::uint64_t> marks_;  // [kv_heads, room / 64], zeros between choices
   Array<index_t> chosen_;       // [kv_heads, capacity]
   Array<float> old_mass_;       // [query_heads]
 };

@@ -7,7 +7,7 @@
 #include "recycled/cache/prompt_window.hpp"
 #include "recycled/kernels/decode.hpp"
 #include "recycled/schedule/schedule.hpp"
-#include "recycled/score_board.hpp"
+#include "recycled/scratch.hpp"
 #include "recycled/types/layer_options.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
@@ -36,20 +36,19 @@ class TokenAttention {
         heads_(shape.kv_heads, Head{}),
         work_(shape.kv_heads),
         lse_(shape.query_heads) {
-    if constexpr (Recycles) {
-      cache_ = RecycleCache<T>(shape, options.capacity);
-      scores_ = ScoreBoard(shape, options.capacity);
-    }
+    if constexpr (Recycles) cache_ = RecycleCache<T>(shape, options.capacity);
     reserve(options.max_length);
   }
 
   /// Makes room for a step over `length` positions: nothing allocates after it.
   void reserve(index_t length) {
-    workspace_.reserve(shape_.query_heads, shape_.head_dim, shape_.kv_heads * kernels::most_pieces(shape_.kv_heads),
-                       shape_.group(), shape_.value_dim);
-    if constexpr (Recycles) scores_.reserve(length);
+    workspace().reserve(shape_.query_heads, shape_.head_dim, shape_.kv_heads * kernels::most_pieces(shape_.kv_heads),
+                        shape_.group(), shape_.value_dim);
+    if constexpr (Recycles) scores().reserve(shape_, cache_.capacity(), length);
   }
-  kernels::Workspace<simd::native>& workspace() noexcept { return workspace_; }
+  /// Works in `scratch` from now on.
+  void share(std::shared_ptr<Scratch> scratch) noexcept { scratch_.share(std::move(scratch)); }
+  kernels::Workspace<simd::native>& workspace() noexcept { return (*scratch_).workspace_; }
   Array<Head>& heads() noexcept { return heads_; }
   const Array<Head>& heads() const noexcept { return heads_; }
   const RecycleCache<T>& cache() const noexcept { return cache_; }
@@ -77,10 +76,10 @@ class TokenAttention {
       attend(window.query(i), executor);
       executor(shape_.kv_heads, [&](index_t g) {
         merge(g, nullptr);
-        scores_.score(g, lse_of(g), visible);
-        if (tokens > 1) scores_.average(g, seen, length, i, tokens);
+        scores().score(g, lse_of(g), visible);
+        if (tokens > 1) scores().average(g, seen, length, i, tokens);
         heads_[g].must_refresh = !is_sound(g) || (i > 0 && heads_[g].must_refresh);
-        if (i + 1 == tokens) scores_.choose(g, selection(g), visible, kv, cache_);
+        if (i + 1 == tokens) scores().choose(g, selection(g), visible, kv, cache_);
       });
     }
     attempt.succeeded = true;
@@ -118,6 +117,7 @@ class TokenAttention {
     bool succeeded = false;
   };
 
+  ScoreBoard& scores() noexcept { return (*scratch_).scores_; }
   Keep& selection(index_t g) { return selections_[static_cast<std::size_t>(g)]; }
   std::span<const float> lse_of(index_t g) const {
     return {lse_.data() + g * shape_.group(), static_cast<std::size_t>(shape_.group())};
@@ -129,7 +129,7 @@ class TokenAttention {
             .values = {kv.value(0, g), kv.value_strides.position, shape_.value_dim},
             .sinks = visible.sinks,
             .window = visible.window,
-            .sink = keep_logits ? scores_.sink(g) : kernels::LogitSink{}};
+            .sink = keep_logits ? scores().sink(g) : kernels::LogitSink{}};
   }
 
   /// Decides what KV head `g` reads; for a recycled step the new token joins the set. Steps are of consecutive
@@ -162,15 +162,15 @@ class TokenAttention {
   /// Runs all pieces of all heads.
   template <class E>
   void attend(const float* query, E& executor) {
-    workspace_.pack_queries(query, 1, shape_, options_.scale);
+    workspace().pack_queries(query, 1, shape_, options_.scale);
     const std::span<kernels::HeadWork<T>> heads{work_.data(), static_cast<std::size_t>(work_.size())};
     const kernels::Cut cut = kernels::cut(heads);
     executor(cut.tasks, [&](index_t task) {
-      kernels::attend_task<Isa, T>(heads, cut, task, shape_.group(), options_.soft_cap, workspace_);
+      kernels::attend_task<Isa, T>(heads, cut, task, shape_.group(), options_.soft_cap, workspace());
     });
   }
   void merge(index_t g, float* out) noexcept {
-    kernels::merge_pieces(work_[g], shape_.group(), shape_.value_dim, workspace_, out,
+    kernels::merge_pieces(work_[g], shape_.group(), shape_.value_dim, workspace(), out,
                           lse_.data() + g * shape_.group());
   }
 
@@ -181,17 +181,17 @@ class TokenAttention {
       Head& head = heads_[g];
       if (head.kind == StepKind::recycled) {
         if constexpr (detail::wants_attended<Keep>) {
-          scores_.attended(g, lse_of(g), head.reads_host, selection(g), cache_);
+          scores().attended(g, lse_of(g), head.reads_host, selection(g), cache_);
         }
         return cache_.settle(g, kv.length - 1);
       }
       const Visible visible(options_, kv.length - 1);
-      scores_.score(g, lse_of(g), visible);
+      scores().score(g, lse_of(g), visible);
       head.measured = !head.must_refresh;
-      if (head.measured) scores_.measure_old(g, lse_of(g), kv.length - 1, cache_);
-      scores_.choose(g, selection(g), visible, kv, cache_);
+      if (head.measured) scores().measure_old(g, lse_of(g), kv.length - 1, cache_);
+      scores().choose(g, selection(g), visible, kv, cache_);
       head.must_refresh = !is_sound(g);
-      if (head.measured) head.retained_mass = scores_.retained_mass(g, lse_of(g), cache_);
+      if (head.measured) head.retained_mass = scores().retained_mass(g, lse_of(g), cache_);
     }
   }
 
@@ -204,8 +204,7 @@ class TokenAttention {
   AttentionOptions options_;
   std::vector<Keep> selections_;  // one for each KV head
   RecycleCache<T> cache_;
-  ScoreBoard scores_;
-  kernels::Workspace<Isa> workspace_;
+  detail::ScratchOfLayer scratch_;
   Array<Head> heads_;
   Array<kernels::HeadWork<T>> work_;
   Array<float> lse_;  // [query_heads]

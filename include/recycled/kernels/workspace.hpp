@@ -63,7 +63,7 @@ class Workspace {
  private:
   static constexpr index_t lines(index_t floats) { return (floats + 15) / 16 * 16; }
   static void grow(Array<float>& array, index_t size) {
-    if (array.size() < size) array.resize(size);
+    if (array.size() < size) array = Array<float>(size);
   }
 
   Array<float> queries_;
