@@ -84,12 +84,12 @@ class Peers {
   template <class Request>
   void add(Group& group, const Request& request, const std::string& type, bool position_major) {
     for (const auto& peer : peers_) {
-      std::vector<std::string> requests;
-      for (const bool layout : {position_major, !position_major}) {
-        requests.push_back(request(layout, type));
-        if (type == "q8_0") requests.push_back(request(layout, "int8"));
-      }
-      if (!peer->prepare(requests)) continue;
+      const auto prepare = [&](bool layout) {
+        return peer->prepare(request(layout, type)) || (type == "q8_0" && peer->prepare(request(layout, "int8")));
+      };
+      const bool as_wanted = prepare(position_major);
+      if (!as_wanted && !prepare(!position_major)) continue;
+      position_major_[peer->name()] = as_wanted == position_major;
       peer->microseconds(1);
       const double once = peer->microseconds(1);
       if (once <= 0) continue;
@@ -111,12 +111,14 @@ class Peers {
       const auto found = times.find(peer->name());
       if (found == times.end()) continue;
       result.push_back({peer->name(), like.type, like.setting, like.bytes, like.flops, found->second});
+      result.back().setting.position_major = position_major_.at(peer->name());
     }
     return result;
   }
 
  private:
   std::vector<std::unique_ptr<Peer>> peers_;
+  std::map<std::string, bool> position_major_;  // the layout that each ran in last
 };
 
 }  // namespace bench

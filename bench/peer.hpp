@@ -9,7 +9,6 @@
 #include <csignal>
 #include <cstdio>
 #include <string>
-#include <vector>
 
 namespace bench {
 
@@ -54,13 +53,8 @@ class Peer {
     }
     return answer;
   }
-  /// Whether the peer can do this; the first of the requests that it can do is in force then.
-  bool prepare(const std::vector<std::string>& requests) {
-    for (const std::string& request : requests) {
-      if (ask(request).starts_with("ready")) return true;
-    }
-    return false;
-  }
+  /// Whether the peer can do what is asked; it is in force then.
+  bool prepare(const std::string& request) { return ask(request).starts_with("ready"); }
   /// Microseconds of a step, mean of `count`; 0 if it failed.
   double microseconds(long count) {
     try {

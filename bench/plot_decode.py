@@ -26,9 +26,8 @@ def growth(rows):
     """{name: [(length, microseconds)]} of the setting that was measured at most lengths with one capacity."""
     series = {}
     for row in rows:
-        setting = tuple(
-            row[key] for key in ("type", "head_dim", "kv_heads", "group", "capacity", "threads", "layout")
-        )
+        # Not the layout: peers run in the one that they have.
+        setting = tuple(row[key] for key in ("type", "head_dim", "kv_heads", "group", "capacity", "threads"))
         series.setdefault(setting, {}).setdefault(row["name"], []).append((row["length"], row["us"]))
     setting = max(series, key=lambda s: max(len(points) for points in series[s].values()))
     return setting, series[setting]
@@ -39,7 +38,7 @@ def main(source, picture):
         rows = json.load(file)
     if not rows:
         sys.exit(f"{source}: no rows")
-    (kind, dim, heads, group, capacity, threads, _), lines = growth(rows)
+    (kind, dim, heads, group, capacity, threads), lines = growth(rows)
     if max(len(points) for points in lines.values()) < 2:
         sys.exit(f"no picture: {source} has no setting at two lengths")
     figure, axes = plt.subplots(figsize=(8, 4.8), dpi=120)

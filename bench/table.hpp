@@ -59,7 +59,7 @@ class Group {
         ->Repetitions(repetitions)
         ->Unit(benchmark::kMicrosecond);
   }
-  /// Takes the word of `measure`: microseconds.
+  /// Takes the word of `measure`: microseconds; 0 if it failed, which counts as not measured.
   void add_timed(const std::string& name, std::function<double()> measure) {
     benchmark::RegisterBenchmark(name.c_str(),
                                  [measure = std::move(measure)](benchmark::State& state) {
@@ -84,7 +84,8 @@ class Group {
     bool ReportContext(const Context& /*context*/) override { return true; }
     void ReportRuns(const std::vector<Run>& runs) override {
       for (const Run& run : runs) {
-        if (run.run_type == Run::RT_Iteration) us[run.run_name.function_name].push_back(run.GetAdjustedRealTime());
+        const double time = run.GetAdjustedRealTime();
+        if (run.run_type == Run::RT_Iteration && time > 0) us[run.run_name.function_name].push_back(time);
       }
     }
   };

@@ -74,10 +74,7 @@ class Attention(protocol.Attention):
     note = f"onnxruntime {onnxruntime.__version__}"
 
     def __init__(self, problem: Problem):
-        if problem.type not in KINDS:
-            raise Unsupported(f"type {problem.type}: the cache may be {', '.join(KINDS)}")
-        if problem.layout == "position_major":
-            raise Unsupported("layout position_major: the cache is [kv_head, position, dim]")
+        protocol.require_supported(problem, KINDS, "head_major", "[kv_head, position, dim]")
         self.problem = problem
         self.kind = KINDS[problem.type]
         options = onnxruntime.SessionOptions()

@@ -87,10 +87,7 @@ class Attention(protocol.Attention):
     note = f"openvino {openvino.__version__}"
 
     def __init__(self, problem: Problem):
-        if problem.type not in KINDS:
-            raise Unsupported(f"type {problem.type}: the cache may be {', '.join(KINDS)}")
-        if problem.layout == "head_major":
-            raise Unsupported("layout head_major: the cache is [position, kv_head, dim]")
+        protocol.require_supported(problem, KINDS, "position_major", "[position, kv_head, dim]")
         self.problem = problem
         kind = KINDS[problem.type]
         model = compiled(problem, kind)

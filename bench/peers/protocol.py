@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from typing import Callable
+from typing import Callable, Iterable
 
 import numpy as np
 
@@ -33,6 +33,14 @@ class Problem:
     def layers(self, value_bytes: int) -> int:
         layer = 2 * self.length * self.kv_heads * self.head_dim * value_bytes
         return max(2, self.bytes // layer + 1) if self.queries == 1 else 1
+
+
+def require_supported(problem: Problem, types: Iterable[str], layout: str, rows: str) -> None:
+    """`layout` is the one that the peer has; `rows` says so in its own terms."""
+    if problem.type not in types:
+        raise Unsupported(f"type {problem.type}: the cache may be {', '.join(types)}")
+    if problem.layout not in ("", layout):
+        raise Unsupported(f"layout {problem.layout}: the cache is {rows}")
 
 
 class Attention:

@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <filesystem>
+#include <iomanip>
 #include <recycled/types/shape.hpp>
 #include <span>
+#include <sstream>
 
 #include "npy.hpp"
 
@@ -38,8 +40,9 @@ inline Tensor read_finite(const std::string& path) {
 /// std::runtime_error for files that are broken or don't belong together.
 inline Trace load_trace(const std::string& folder, index_t layer) {
   const auto path = [&](std::string_view what) {
-    const std::string number = (layer < 10 ? "0" : "") + std::to_string(layer);
-    return (std::filesystem::path(folder) / ("layer" + number + "_" + std::string(what) + ".npy")).string();
+    std::ostringstream name;
+    name << "layer" << std::setw(2) << std::setfill('0') << layer << '_' << what << ".npy";
+    return (std::filesystem::path(folder) / name.str()).string();
   };
   Tensor queries = read_finite(path("queries"));
   Tensor keys = read_finite(path("keys"));

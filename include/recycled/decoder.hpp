@@ -2,7 +2,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 #include <vector>
 
 #include "recycled/cache/kv_cache.hpp"
@@ -123,7 +122,8 @@ class Decoder {
   };
 
   std::size_t checked(index_t layer) const {
-    detail::require(layer >= 0 && layer < layers(), "layer", layer, "0 to " + std::to_string(layers() - 1));
+    detail::require(layer >= 0 && layer < layers(), "layer", layer,
+                    [&] { return detail::text("0 to ", layers() - 1); });
     return static_cast<std::size_t>(layer);
   }
 
@@ -137,11 +137,10 @@ class Decoder {
     const auto check = [&](std::span<const float> given, index_t dim, std::string_view name) {
       const index_t expected = tokens * shape.kv_heads * dim;
       detail::require(static_cast<index_t>(given.size()) == expected, name, given.size(),
-                      [&] { return std::to_string(expected) + " = tokens * kv_heads * " + std::to_string(dim); });
+                      [&] { return detail::text(expected, " = tokens * kv_heads * ", dim); });
     };
-    detail::require(tokens >= 1, "query.size()", queries.size(), [&] {
-      return "query_heads * head_dim = " + std::to_string(shape.query_size()) + " for each token";
-    });
+    detail::require(tokens >= 1, "query.size()", queries.size(),
+                    [&] { return detail::text("query_heads * head_dim = ", shape.query_size(), " for each token"); });
     check(keys, shape.head_dim, "key.size()");
     check(values, shape.value_dim, "value.size()");
     attend(both.attention, both.cache.stage(keys.data(), values.data(), tokens));

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 #include <vector>
 
 #include "recycled/executor/serial.hpp"
@@ -81,7 +80,7 @@ class LayerAttention {
   void observe(std::span<const float> queries, index_t length, std::span<const float> compared = {}) {
     const index_t tokens = detail::token_count(queries, shape_);
     detail::require(length >= length_ + tokens, "length", length, [&] {
-      return "at least " + std::to_string(length_ + tokens) + ": the positions so far and these tokens";
+      return detail::text("at least ", length_ + tokens, ": the positions so far and these tokens");
     });
     detail::require(length <= detail::most_positions, "length", length, "at most 2^40 positions");
     detail::check_compared(compared, shape_);
@@ -98,7 +97,7 @@ class LayerAttention {
     if (prompt_.tokens() == 0) return;
     detail::check(kv, shape_);
     detail::require(kv.length >= length_, "KvView.length", kv.length,
-                    [this] { return "at least the prompt's " + std::to_string(length_); });
+                    [this] { return detail::text("at least the prompt's ", length_); });
     if constexpr (recycles) {
       attention_.reserve(kv.length);
       attention_.choose_from_prompt(prompt_, kv, length_, executor);
@@ -162,7 +161,7 @@ class LayerAttention {
 
   index_t checked_head(index_t kv_head) const {
     detail::require(kv_head >= 0 && kv_head < shape_.kv_heads, "kv_head", kv_head,
-                    "0 to " + std::to_string(shape_.kv_heads - 1));
+                    [&] { return detail::text("0 to ", shape_.kv_heads - 1); });
     return kv_head;
   }
   /// The arguments of a step or a prefill of `tokens` tokens.
@@ -176,9 +175,9 @@ class LayerAttention {
     detail::check(kv, shape_);
     detail::require(
         length_ == 0 ? kv.length >= tokens : kv.length == length_ + tokens, "KvView.length", kv.length, [&] {
-          return std::to_string(length_ + tokens) + ": " + std::to_string(length_) + " positions so far and " +
-                 std::to_string(tokens) +
-                 " new, whose rows are in the view (truncate() takes positions back, observe() skips a prompt)";
+          return detail::text(
+              length_ + tokens, ": ", length_, " positions so far and ", tokens,
+              " new, whose rows are in the view (truncate() takes positions back, observe() skips a prompt)");
         });
   }
 

@@ -11,7 +11,7 @@ using reference::Random;
 template <class Kernel>
 class DecodeReads : public testing::Test {
  protected:
-  static constexpr index_t kv_heads = 3, group = 5, length = 600;  // 3 pieces
+  static constexpr index_t kv_heads = 3, group = 5, length = 600;  // 2 pieces
 
   DecodeReads()
       : cache(Cache<typename Kernel::T>::random(

@@ -88,7 +88,7 @@ TEST(CheckedProduct, RefusesWhatDoesNotFitOrIsNegative) {
 
 struct Careful {
   int value = 0;
-  void validate() const { recycled::detail::require(value >= 0, "Careful.value", value, 7); }
+  void validate() const { recycled::detail::require(value >= 0, "Careful.value", value, "7"); }
 };
 struct Careless {};
 

@@ -21,10 +21,13 @@ namespace recycled::inline RECYCLED_ABI::kernels {
 /// also a single KV head; heads that are worked on together make 16. It bounds the workspace.
 constexpr index_t most_pieces(index_t kv_heads) { return std::max(index_t{16}, 64 / kv_heads); }
 
-/// Positions in a piece: whole blocks, and at least 4, because a piece costs a state to clear and to merge. The same in
-/// every layout, and so are the bits of the result.
+/// Positions in a piece: whole blocks, as even as these allow. There are as many pieces as may be, but of 4 blocks or
+/// so, because a piece costs a state to clear and to merge. The same in every layout, and so are the bits of the
+/// result.
 constexpr index_t piece_length(index_t positions, index_t kv_heads) {
-  return std::max(4 * block, (positions / most_pieces(kv_heads) / block + 1) * block);
+  const auto over = [](index_t a, index_t b) { return (a + b - 1) / b; };
+  const index_t pieces = std::clamp(over(positions, 4 * block), index_t{1}, most_pieces(kv_heads));
+  return std::max(over(over(positions, pieces), block), index_t{1}) * block;
 }
 
 /// What one KV head attends to in this step.

@@ -1,6 +1,7 @@
 // What the inner loops work on: rows of keys or values, and query rows.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "recycled/simd/simd.hpp"
@@ -32,6 +33,16 @@ struct Rows {
   index_t bytes() const noexcept { return row_bytes<T>(dim); }
   index_t stride_bytes() const noexcept { return stride * static_cast<index_t>(sizeof(T)); }
 };
+
+/// The scales of rows [0, count) for their values [32 i, 32 i + 32), as floats, zeros behind them up to a whole block:
+/// one conversion for a vector of rows, and where it is used a broadcast from memory.
+template <class Isa>
+void gather_scales(const Rows<q8_0>& rows, index_t count, index_t i, float* scales) {
+  half narrow[block];
+  for (index_t j = 0; j < count; ++j) narrow[j] = rows[j][i].scale;
+  std::fill(narrow + count, narrow + block, half(0.0F));
+  for (index_t j = 0; j < block; j += Isa::width) Isa::store(scales + j, Isa::load(narrow + j));
+}
 
 /// Query rows, multiplied by the scale already, each padded with zeros to whole vectors.
 struct Queries {

@@ -23,6 +23,7 @@ struct TileState {
   float* sum_lost = nullptr;    ///< [rows]: what rounding took from sum so far
   float* correction = nullptr;  ///< [rows], scratch of one block
   float* logits = nullptr;      ///< [rows, logit_stride], scratch of one block
+  float* scales = nullptr;      ///< [head_dim / 32, block]: of q8_0 keys, scratch of one block
   float* output = nullptr;      ///< [rows, stride]
   float* lost = nullptr;        ///< [rows, stride]: what rounding took from output so far
   index_t stride = 0;           ///< value_dim in whole vectors
@@ -35,6 +36,7 @@ struct TileState {
             .sum_lost = sum_lost + first,
             .correction = correction + first,
             .logits = logits + first * logit_stride,
+            .scales = scales,
             .output = output + first * stride,
             .lost = lost + first * stride,
             .stride = stride,
@@ -62,7 +64,7 @@ struct LogitSink {
 template <class Isa, Scalar T>
 void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, index_t count, const Queries& queries,
                   float soft_cap, const TileState& state, const LogitSink& sink = {}, const T* next = nullptr) {
-  score_block<Isa>(keys, values, begin, count, queries, state.logits);
+  score_block<Isa>(keys, values, begin, count, queries, state.scales, state.logits);
   for (index_t r = 0; r < queries.rows; ++r) {
     float* logits = state.logits + r * logit_stride;
     if (soft_cap > 0) {
@@ -75,7 +77,7 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, ind
     if (sink.first != nullptr) std::copy(logits, logits + count, sink.first + r * sink.stride + begin);
     state.correction[r] = soften<Isa>(logits, count, state.max[r], state.sum[r], state.sum_lost[r]);
   }
-  for_row_tiles<Isa::tile_rows>(queries.rows, [&](auto tile, index_t r) {
+  for_row_tiles<Isa::most_value_rows>(queries.rows, [&](auto tile, index_t r) {
     value_rows<Isa, tile()>(ValueBlock<T>{.values = {values[begin], values.stride, values.dim},
                                           .count = count,
                                           .weights = state.logits + r * logit_stride,

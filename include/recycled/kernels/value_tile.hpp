@@ -114,8 +114,8 @@ void value_rows(const ValueBlock<T>& b) {
     // The scale of a block of 32 columns joins the weights: a product for each weight, not for each value.
     alignas(64) float scaled[Tile * logit_stride];
     for (index_t i = 0; i < b.values.dim / q8_0::block; ++i) {
-      half scales[block] = {};
-      for (index_t j = 0; j < b.count; ++j) scales[j] = b.values[j][i].scale;
+      alignas(64) float scales[block];
+      gather_scales<Isa>(b.values, b.count, i, scales);
       for (index_t j = 0; j < b.count; j += Isa::width) {
         const auto scale = Isa::load(scales + j);
         simd::unroll<Tile>([&](auto r) {

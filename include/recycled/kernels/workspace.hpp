@@ -17,8 +17,9 @@ class Workspace {
     query_stride_ = simd::padded<Isa>(head_dim);
     output_stride_ = simd::padded<Isa>(value_dim);
     tile_rows_ = tile_rows;
-    // Four small arrays; then logits, output and lost, each on a cache line of its own.
-    wide_at_ = lines(4 * tile_rows) + tile_rows * logit_stride + 2 * lines(tile_rows * output_stride_);
+    // Four small arrays; then logits, scales, output and lost, each on a cache line of its own.
+    scales_ = head_dim / q8_0::block * block;
+    wide_at_ = lines(4 * tile_rows) + tile_rows * logit_stride + scales_ + 2 * lines(tile_rows * output_stride_);
     wide_keys_ = lines(wide_rows * query_stride_);
     tile_floats_ = wide_at_ + wide_keys_ + lines(wide_rows * output_stride_);
     grow(queries_, detail::checked_product(query_rows, query_stride_, "query memory"));
@@ -32,12 +33,14 @@ class Workspace {
   TileState tile(index_t i, index_t rows) noexcept {
     float* small = tiles_.data() + i * tile_floats_;
     float* logits = small + lines(4 * tile_rows_);
-    float* output = logits + tile_rows_ * logit_stride;
+    float* scales = logits + tile_rows_ * logit_stride;
+    float* output = scales + scales_;
     return {.max = small,
             .sum = small + tile_rows_,
             .sum_lost = small + 2 * tile_rows_,
             .correction = small + 3 * tile_rows_,
             .logits = logits,
+            .scales = scales,
             .output = output,
             .lost = output + lines(tile_rows_ * output_stride_),
             .stride = output_stride_,
@@ -72,6 +75,7 @@ class Workspace {
   index_t output_stride_ = 0;
   index_t tile_rows_ = 0;
   index_t tile_floats_ = 0;
+  index_t scales_ = 0;
   index_t wide_at_ = 0;
   index_t wide_keys_ = 0;
 };

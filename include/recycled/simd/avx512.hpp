@@ -15,11 +15,13 @@ namespace recycled::inline RECYCLED_ABI::simd {
 struct avx512 {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
-  // 4 x 4 sums, 4 keys or values, 1 query or weight: 21 of 32 registers. (Tiles of 4 x 6 save one load in six, and
-  // waste a third of a transpose.)
-  static constexpr int tile_rows = 4;
+  // 4 x 4 sums, 4 keys or values, 1 query or weight: 21 of 32 registers. (Score tiles of 4 x 6 save one load in six,
+  // tiles of 8 x 3 half of the conversions; both lose it by transposes that are not full.) Values have no transpose: 8
+  // rows x 2 vectors take 16 ns a position of group 8 and 128 halves where twice 4 x 4 take 19 (Sapphire Rapids).
+  static constexpr int most_score_rows = 4;
+  static constexpr int most_value_rows = 8;
   static constexpr int score_positions(int rows) { return rows <= 2 ? 8 : 4; }
-  static constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : 4; }
+  static constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : rows <= 4 ? 4 : 2; }
 
   using vec = __m512;
 

@@ -14,11 +14,12 @@ namespace recycled::inline RECYCLED_ABI::simd {
 struct generic {
   static constexpr const char* name = "generic";
   static constexpr int width = 4;
-  /// The inner tiles of kernels/score_tile.hpp and value_tile.hpp: how many query rows share a key or a value that has
-  /// been loaded; for so many rows, how many positions of keys, or vectors of a value, are worked on at a time. The
-  /// sums (rows x positions, rows x vectors), the loaded keys or values and one query or weight are registers, and
+  /// The inner tiles of kernels/score_tile.hpp and value_tile.hpp: how many query rows share a key that has been
+  /// loaded, or a value; for so many rows, how many positions of keys, or vectors of a value, are worked on at a time.
+  /// The sums (rows x positions, rows x vectors), the loaded keys or values and one query or weight are registers, and
   /// there are enough sums to hide the latency of an FMA.
-  static constexpr int tile_rows = 2;
+  static constexpr int most_score_rows = 2;
+  static constexpr int most_value_rows = 2;
   static constexpr int score_positions(int rows) { return rows == 1 ? 8 : 4; }
   static constexpr int value_vectors(int rows) { return rows == 1 ? 8 : 4; }
 

@@ -12,7 +12,8 @@ struct neon {
   static constexpr const char* name = "neon";
   static constexpr int width = 4;
   // 4 x 4 sums, 4 keys or values, 1 query or weight: 21 of 32 registers.
-  static constexpr int tile_rows = 4;
+  static constexpr int most_score_rows = 4;
+  static constexpr int most_value_rows = 4;
   static constexpr int score_positions(int rows) { return rows <= 2 ? 8 : 4; }
   static constexpr int value_vectors(int rows) { return rows <= 2 ? 8 : 4; }
 

@@ -1,6 +1,7 @@
 // A look at KV memory that somebody else owns: nothing is copied, any layout with contiguous rows will do.
 #pragma once
 
+#include <ostream>
 #include <utility>
 
 #include "recycled/types/shape.hpp"
@@ -11,6 +12,11 @@ namespace recycled::inline RECYCLED_ABI {
 struct Strides {
   index_t position = 0;
   index_t head = 0;
+
+  /// As in an error: "1024, 128".
+  friend std::ostream& operator<<(std::ostream& out, const Strides& strides) {
+    return out << strides.position << ", " << strides.head;
+  }
 };
 
 /// Keys and values of one layer: the row of position j and KV head g starts at keys + j * key_strides.position +
@@ -39,7 +45,7 @@ struct KvView {
   static KvView head_major(const T* keys, const T* values, Shape shape, index_t length, index_t max_length) {
     const auto [key_row, value_row] = row_elements(shape);
     detail::require(max_length >= length, "head_major: max_length", max_length,
-                    [&] { return "at least the length, " + std::to_string(length); });
+                    [&] { return detail::text("at least the length, ", length); });
     return {keys, values, {key_row, max_length * key_row}, {value_row, max_length * value_row}, length};
   }
 
@@ -60,17 +66,15 @@ void check(const KvView<T>& view, const Shape& shape) {
   require(view.keys != nullptr, "KvView.keys", "null", "a pointer to the first key");
   require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
   const auto stride = [&](index_t value, index_t row, index_t count, std::string_view name) {
-    require(count == 1 || (value >= row && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value, [&] {
-      return "at least one row of " + std::to_string(row) + " elements, and no overflow over " + std::to_string(count);
-    });
+    require(count == 1 || (value >= row && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value,
+            [&] { return text("at least one row of ", row, " elements, and no overflow over ", count); });
   };
   const index_t key_row = shape.head_dim / values_per_element<T>;
   const index_t value_row = shape.value_dim / values_per_element<T>;
   const auto apart = [&](const Strides& strides, index_t row, std::string_view name) {
     const bool heads_inside = strides.position >= (shape.kv_heads - 1) * strides.head + row;
     const bool positions_inside = strides.head >= (view.length - 1) * strides.position + row;
-    require(view.length == 1 || shape.kv_heads == 1 || heads_inside || positions_inside, name,
-            std::to_string(strides.position) + ", " + std::to_string(strides.head),
+    require(view.length == 1 || shape.kv_heads == 1 || heads_inside || positions_inside, name, strides,
             "rows that don't overlap: all heads within a position, or all positions within a head");
   };
   stride(view.key_strides.position, key_row, view.length, "KvView.key_strides.position");

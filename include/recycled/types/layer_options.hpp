@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <span>
-#include <string>
 #include <string_view>
 
 #include "recycled/types/shape.hpp"
@@ -35,21 +34,20 @@ LayerOptions checked(LayerOptions options, const Shape& shape) {
 }
 
 inline void require_size(std::size_t size, index_t expected, std::string_view name, std::string_view what) {
-  require(static_cast<index_t>(size) == expected, name, size,
-          [&] { return std::to_string(expected) + " = " + std::string(what); });
+  require(static_cast<index_t>(size) == expected, name, size, [&] { return text(expected, " = ", what); });
 }
 
 /// A number of positions to keep or to take back, of those there are.
 inline void require_at_most(index_t value, index_t positions, std::string_view name) {
   require(value >= 0 && value <= positions, name, value,
-          [&] { return "0 to the " + std::to_string(positions) + " positions there are"; });
+          [&] { return text("0 to the ", positions, " positions there are"); });
 }
 
 /// How many tokens' queries these are: at least one.
 inline index_t token_count(std::span<const float> queries, const Shape& shape) {
   const auto size = static_cast<index_t>(queries.size());
   require(size >= shape.query_size() && size % shape.query_size() == 0, "query.size()", size,
-          [&] { return "a positive multiple of query_heads * head_dim = " + std::to_string(shape.query_size()); });
+          [&] { return text("a positive multiple of query_heads * head_dim = ", shape.query_size()); });
   return size / shape.query_size();
 }
 

@@ -46,8 +46,8 @@ Shape checked(Shape shape) {
   if (shape.value_dim == 0) shape.value_dim = shape.head_dim;
   dimension(shape.value_dim, "Shape.value_dim");
   require(shape.query_heads % shape.kv_heads == 0, "Shape.query_heads", shape.query_heads,
-          "a multiple of kv_heads = " + std::to_string(shape.kv_heads));
-  const std::string blocks = "a multiple of " + std::to_string(values_per_element<T>) + " for this KV type";
+          [&] { return text("a multiple of kv_heads = ", shape.kv_heads); });
+  const auto blocks = [] { return text("a multiple of ", values_per_element<T>, " for this KV type"); };
   require(shape.head_dim % values_per_element<T> == 0, "Shape.head_dim", shape.head_dim, blocks);
   require(shape.value_dim % values_per_element<T> == 0, "Shape.value_dim", shape.value_dim, blocks);
   return shape;
