@@ -141,6 +141,32 @@ TEST(SteadyDecoding, AllocatesNothingAfterClear) {
   EXPECT_EQ(count, 0);
 }
 
+/// A copy has room for the maximal length from the start, as what it was copied from.
+template <class Copy, class Step>
+void expect_no_allocation_of_a_copy(Copy copy, const Step& step) {
+  EXPECT_EQ(allocations_of([&] { step(copy); }), 0);
+}
+
+TEST(SteadyDecoding, AllocatesNothingAfterACopy) {
+  reference::Tokens tokens(shape, 1);
+  const std::vector<Token> all = tokens.next(prompt + steps);
+  std::vector<float> out(reference::at(shape.query_heads * shape.head_dim));
+  Decoder<float> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps});
+  reference::decode(decoder, {all.begin(), all.begin() + prompt});
+  expect_no_allocation_of_a_copy(decoder, [&](Decoder<float>& copy) {
+    for (const Token& token : all) {
+      if (copy.length() == prompt + steps) copy.rollback(steps);
+      for (index_t i = 0; i < 2; ++i) copy.step(i, token.query, token.key, token.value, out);
+    }
+  });
+  expect_no_allocation_of_a_copy(decoder.layer(1), [&](LayerAttention<float>& copy) {
+    for (int i = 0; i < 30; ++i) {
+      copy.truncate(prompt - 1);
+      copy.step(all[0].query, decoder.view(1), out);
+    }
+  });
+}
+
 TEST(Decoding, WithoutAMaximalLengthAllocatesByDoubling) {
   Decoder<float> decoder({1, {2, 1, 8}}, {.capacity = 8});
   reference::Tokens tokens({2, 1, 8}, 1);

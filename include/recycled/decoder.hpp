@@ -15,10 +15,10 @@ struct ModelShape {
   Shape layer;
 };
 
-/// KV caches and attention of one sequence through all layers. A token, or a chunk of the
-/// prompt, passes through the layers in any order; it counts once all of them have it. A value: a copy is a fork that
-/// shares nothing. Several sequences are several objects, and different threads may use different ones. Wrong arguments
-/// throw std::invalid_argument and leave the decoder as it was.
+/// KV caches and attention of one sequence through all layers. A token, or a chunk of the prompt, passes through the
+/// layers in any order; it counts once all of them have it. A value: a copy is a fork that shares nothing. Several
+/// sequences are several objects, and different threads may use different ones unless they share a Scratch. Wrong
+/// arguments throw std::invalid_argument and leave the decoder as it was.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
 class Decoder {
  public:
@@ -37,9 +37,22 @@ class Decoder {
       layers_.push_back({std::move(cache), std::move(layer)});
     }
   }
-  Decoder(const Decoder& other) : layers_(other.layers_) { share(std::make_shared<Scratch>()); }
+  /// A copy's layers work in one Scratch of its own.
+  Decoder(const Decoder& other) {
+    layers_.reserve(other.layers_.size());
+    const auto scratch = std::make_shared<Scratch>();
+    for (const Both& both : other.layers_) {
+      layers_.push_back(both);
+      layers_.back().attention.share(scratch);
+    }
+  }
   Decoder(Decoder&&) noexcept = default;
-  Decoder& operator=(const Decoder& other) { return *this = Decoder(other); }
+  /// Goes on working in the Scratch that this decoder worked in.
+  Decoder& operator=(const Decoder& other) {
+    Decoder copy(other);
+    if (!layers_.empty()) copy.share(layers_.front().attention.scratch());
+    return *this = std::move(copy);
+  }
   Decoder& operator=(Decoder&&) noexcept = default;
   ~Decoder() = default;
 

@@ -17,11 +17,11 @@ namespace recycled::inline RECYCLED_ABI {
 /// each KV head (`Keep` chooses them), and recycles them in between. The host's cache is read in place; what the layer
 /// owns is the recycle cache, kv_heads * (K + 1) packed rows, and a Scratch, which layers can share.
 ///
-/// A value: copies share nothing; one object serves one layer of one sequence. Different objects may be used from
-/// different threads at the same time, one object from one thread at a time. Wrong arguments throw
-/// std::invalid_argument and leave the layer as it was; after an executor that throws the length is as it was, and the
-/// next step is full. A layer that was moved from may be assigned to or destroyed. `out` must not overlap the other
-/// arguments.
+/// A value: copies share nothing, and a failed assignment changes nothing; one object serves one layer of one sequence.
+/// Different objects may be used from different threads at the same time unless they share a Scratch, one object from
+/// one thread at a time. Wrong arguments throw std::invalid_argument and leave the layer as it was. After an executor
+/// that throws the length is as it was; if that was in a step, the next one is full. A layer that was moved from may be
+/// assigned to or destroyed. `out` must not overlap the other arguments.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
 class LayerAttention {
  public:
@@ -42,6 +42,17 @@ class LayerAttention {
     detail::validate(selection);
     statistics_.heads.resize(static_cast<std::size_t>(shape_.kv_heads));
   }
+  /// A copy works in a Scratch of its own.
+  LayerAttention(const LayerAttention&) = default;
+  LayerAttention(LayerAttention&&) noexcept = default;
+  /// Goes on working in the Scratch that this layer worked in.
+  LayerAttention& operator=(const LayerAttention& other) {
+    LayerAttention copy(other);
+    if (scratch() != nullptr) copy.share(scratch());
+    return *this = std::move(copy);
+  }
+  LayerAttention& operator=(LayerAttention&&) noexcept = default;
+  ~LayerAttention() = default;
 
   /// One decode step. query [query_heads, head_dim], out [query_heads, value_dim]; the row of the new token is the last
   /// of `kv`, whose length is one more than at the step before (after a prompt that the layer has not seen: anything).
@@ -52,7 +63,7 @@ class LayerAttention {
     check(query, kv, out, 1, compared);
     const std::span<const float> queries = compared.empty() ? query : compared;
     prepare(kv, executor);
-    attention_.reserve(kv.length);
+    attention_.scratch().reserve(kv.length);
     decide(queries, kv.length);
     attention_.run(query.data(), kv, out.data(), executor);
     ++step_;
@@ -69,9 +80,9 @@ class LayerAttention {
                std::span<const float> compared = {}) {
     const index_t tokens = detail::token_count(queries, shape_);
     check(queries, kv, out, tokens, compared);
-    kernels::prefill_reserve(shape_, tokens, attention_.workspace());
-    kernels::prefill(shape_, options_.attention, kv, queries.data(), tokens, out.data(), attention_.workspace(),
-                     executor);
+    auto& workspace = attention_.scratch().workspace();
+    kernels::prefill_reserve(shape_, tokens, workspace);
+    kernels::prefill(shape_, options_.attention, kv, queries.data(), tokens, out.data(), workspace, executor);
     remember(queries, kv.length, compared);
   }
 
@@ -99,7 +110,7 @@ class LayerAttention {
     detail::require(kv.length >= length_, "KvView.length", kv.length,
                     [this] { return detail::text("at least the prompt's ", length_); });
     if constexpr (recycles) {
-      attention_.reserve(kv.length);
+      attention_.scratch().reserve(kv.length);
       attention_.choose_from_prompt(prompt_, kv, length_, executor);
       std::fill(ages_.begin(), ages_.end(), index_t{0});
     }
@@ -136,12 +147,13 @@ class LayerAttention {
   }
 
   /// Works in `scratch` from now on, as other layers may that are never used at the same time as this one. Throws
-  /// std::invalid_argument if it is null. A copy of the layer has a scratch of its own again.
+  /// std::invalid_argument if it is null.
   void share(std::shared_ptr<Scratch> scratch) {
     detail::require(scratch != nullptr, "scratch", "nullptr", "a scratch");
-    attention_.share(std::move(scratch));
-    attention_.reserve(options_.max_length);
+    attention_.scratch().share(std::move(scratch));
   }
+  /// What the layer works in; null after it was moved from.
+  const std::shared_ptr<Scratch>& scratch() const noexcept { return attention_.scratch().shared(); }
 
   /// Positions known so far; 0 before the first call.
   index_t length() const noexcept { return length_; }

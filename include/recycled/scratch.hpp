@@ -8,6 +8,11 @@
 
 namespace recycled::inline RECYCLED_ABI {
 
+namespace detail {
+template <Scalar T, bool Recycles>
+class LayerScratch;
+}  // namespace detail
+
 /// What a step, a prefill or the choice of a first set writes down on its way: packed queries, the pieces' sums, and
 /// query_heads + 2 kv_heads floats a position for scores. It grows when asked to and never shrinks. Layers that never
 /// run at the same time can share one (LayerAttention::share, Decoder::share), which then stays in the cache from layer
@@ -15,10 +20,12 @@ namespace recycled::inline RECYCLED_ABI {
 class Scratch {
  public:
   Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
 
  private:
-  template <Scalar T, Selection Keep, bool Recycles>
-  friend class TokenAttention;
+  template <Scalar T, bool Recycles>
+  friend class detail::LayerScratch;
 
   kernels::Workspace<simd::native> workspace_;
   ScoreBoard scores_;
@@ -26,20 +33,41 @@ class Scratch {
 
 namespace detail {
 
-/// The scratch of one layer. Copies of the layer share nothing, so a copy of this has a scratch of its own.
-class ScratchOfLayer {
+/// The scratch of one layer, with room for its longest step from the start. Copies of the layer share nothing: a copy
+/// of this has a scratch of its own.
+template <Scalar T, bool Recycles>
+class LayerScratch {
  public:
-  ScratchOfLayer() : scratch_(std::make_shared<Scratch>()) {}
-  ScratchOfLayer(const ScratchOfLayer& /*other*/) : ScratchOfLayer() {}
-  ScratchOfLayer(ScratchOfLayer&&) noexcept = default;
-  ScratchOfLayer& operator=(const ScratchOfLayer& /*other*/) { return *this = ScratchOfLayer(); }
-  ScratchOfLayer& operator=(ScratchOfLayer&&) noexcept = default;
-  ~ScratchOfLayer() = default;
+  LayerScratch(const Shape& shape, index_t capacity, index_t max_length)
+      : shape_(shape), capacity_(capacity), max_length_(max_length) {
+    share(std::make_shared<Scratch>());
+  }
+  LayerScratch(const LayerScratch& other) : LayerScratch(other.shape_, other.capacity_, other.max_length_) {}
+  LayerScratch(LayerScratch&&) noexcept = default;
+  LayerScratch& operator=(const LayerScratch&) = delete;
+  LayerScratch& operator=(LayerScratch&&) noexcept = default;
+  ~LayerScratch() = default;
 
-  void share(std::shared_ptr<Scratch> scratch) noexcept { scratch_ = std::move(scratch); }
-  Scratch& operator*() const noexcept { return *scratch_; }
+  /// Makes room for a step over `length` positions, and lays it out for this layer: whatever shares the scratch may
+  /// have another shape.
+  void reserve(index_t length) {
+    workspace().template reserve<T>(shape_.query_heads, shape_.head_dim,
+                                    shape_.kv_heads * kernels::most_pieces(shape_.kv_heads), shape_.group(),
+                                    shape_.value_dim);
+    if constexpr (Recycles) scores().reserve(shape_, capacity_, length);
+  }
+  void share(std::shared_ptr<Scratch> scratch) {
+    scratch_.swap(scratch);
+    reserve(max_length_);
+  }
+  const std::shared_ptr<Scratch>& shared() const noexcept { return scratch_; }
+  kernels::Workspace<simd::native>& workspace() noexcept { return scratch_->workspace_; }
+  ScoreBoard& scores() noexcept { return scratch_->scores_; }
 
  private:
+  Shape shape_;
+  index_t capacity_;
+  index_t max_length_;
   std::shared_ptr<Scratch> scratch_;
 };
 

@@ -33,22 +33,16 @@ class TokenAttention {
       : shape_(shape),
         options_(options.attention),
         selections_(static_cast<std::size_t>(shape.kv_heads), selection),
+        scratch_(shape, options.capacity, options.max_length),
         heads_(shape.kv_heads, Head{}),
         work_(shape.kv_heads),
         lse_(shape.query_heads) {
     if constexpr (Recycles) cache_ = RecycleCache<T>(shape, options.capacity);
-    reserve(options.max_length);
   }
 
-  /// Makes room for a step over `length` positions: nothing allocates after it.
-  void reserve(index_t length) {
-    workspace().reserve(shape_.query_heads, shape_.head_dim, shape_.kv_heads * kernels::most_pieces(shape_.kv_heads),
-                        shape_.group(), shape_.value_dim);
-    if constexpr (Recycles) scores().reserve(shape_, cache_.capacity(), length);
-  }
-  /// Works in `scratch` from now on.
-  void share(std::shared_ptr<Scratch> scratch) noexcept { scratch_.share(std::move(scratch)); }
-  kernels::Workspace<simd::native>& workspace() noexcept { return (*scratch_).workspace_; }
+  /// What the steps work in: its reserve() comes before every run() and choose_from_prompt().
+  detail::LayerScratch<T, Recycles>& scratch() noexcept { return scratch_; }
+  const detail::LayerScratch<T, Recycles>& scratch() const noexcept { return scratch_; }
   Array<Head>& heads() noexcept { return heads_; }
   const Array<Head>& heads() const noexcept { return heads_; }
   const RecycleCache<T>& cache() const noexcept { return cache_; }
@@ -117,7 +111,8 @@ class TokenAttention {
     bool succeeded = false;
   };
 
-  ScoreBoard& scores() noexcept { return (*scratch_).scores_; }
+  ScoreBoard& scores() noexcept { return scratch_.scores(); }
+  kernels::Workspace<Isa>& workspace() noexcept { return scratch_.workspace(); }
   Keep& selection(index_t g) { return selections_[static_cast<std::size_t>(g)]; }
   std::span<const float> lse_of(index_t g) const {
     return {lse_.data() + g * shape_.group(), static_cast<std::size_t>(shape_.group())};
@@ -204,7 +199,7 @@ class TokenAttention {
   AttentionOptions options_;
   std::vector<Keep> selections_;  // one for each KV head
   RecycleCache<T> cache_;
-  detail::ScratchOfLayer scratch_;
+  detail::LayerScratch<T, Recycles> scratch_;
   Array<Head> heads_;
   Array<kernels::HeadWork<T>> work_;
   Array<float> lse_;  // [query_heads]

@@ -73,8 +73,8 @@ Outcome run(const Shape& shape, std::vector<kernels::HeadWork<T>> work, index_t 
   for (index_t g = 0; g < shape.kv_heads; ++g) {
     work[static_cast<std::size_t>(g)].sink = {result.logits.data() + g * group * length, length};
   }
-  workspace.reserve(shape.query_heads, shape.head_dim, shape.kv_heads * kernels::most_pieces(shape.kv_heads), group,
-                    shape.value_dim);
+  workspace.template reserve<T>(shape.query_heads, shape.head_dim,
+                                shape.kv_heads * kernels::most_pieces(shape.kv_heads), group, shape.value_dim);
   workspace.pack_queries(query.data(), 1, shape, options.scale);
   const std::span<kernels::HeadWork<T>> heads(work);
   const kernels::Cut cut = kernels::cut(heads);

@@ -52,6 +52,17 @@ void check(const Given<typename Kernel::T>& given) {
   expect_matches_oracle(actual, given.cache, given.query, given.options);
 }
 
+TEST(Pieces, AreNoMoreThanTheWorkspaceHasRoomFor) {
+  for (const index_t kv_heads : {1, 2, 3, 7, 8, 33, 64, 1000}) {
+    for (index_t length = 0; length < 3000000; length += 1 + length / 7) {
+      const kernels::HeadWork<float> work{.window = {0, length}, .piece = kernels::piece_length(length, kv_heads)};
+      ASSERT_LE(work.pieces(), kernels::most_pieces(kv_heads)) << length << " positions of " << kv_heads << " heads";
+      ASSERT_GE(work.pieces() * work.piece, length);
+      ASSERT_EQ(work.piece % kernels::block, 0);
+    }
+  }
+}
+
 TYPED_TEST(Decode, MatchesTheOracleAtEveryLength) {
   using T = typename TypeParam::T;
   for (const index_t length : {1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 127, 128, 255, 256, 257, 511, 513, 1000}) {

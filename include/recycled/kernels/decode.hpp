@@ -18,12 +18,12 @@
 namespace recycled::inline RECYCLED_ABI::kernels {
 
 /// Into how many pieces a head's positions are cut at most: one by one, heads make about 64 tasks together or more,
-/// also a single KV head; heads that are worked on together make 16. It bounds the workspace.
+/// also a single KV head; heads that are worked on together make 16, which is as many threads as they keep busy. It
+/// bounds the workspace.
 constexpr index_t most_pieces(index_t kv_heads) { return std::max(index_t{16}, 64 / kv_heads); }
 
-/// Positions in a piece: whole blocks, as even as these allow. There are as many pieces as may be, but of 4 blocks or
-/// so, because a piece costs a state to clear and to merge. The same in every layout, and so are the bits of the
-/// result.
+/// Positions in a piece, and the last piece is what remains of them. Whole blocks, about 4 at least, because a piece
+/// costs a state to clear and to merge. The same in every layout, and so are the bits of the result.
 constexpr index_t piece_length(index_t positions, index_t kv_heads) {
   const auto over = [](index_t a, index_t b) { return (a + b - 1) / b; };
   const index_t pieces = std::clamp(over(positions, 4 * block), index_t{1}, most_pieces(kv_heads));

@@ -98,9 +98,10 @@ template <class Isa>
 void prefill_reserve(const Shape& shape, index_t tokens, Workspace<Isa>& workspace) {
   const index_t chunk = std::min(tokens, prefill_tokens);
   const index_t tile_tokens = std::max(index_t{1}, prefill_rows / shape.group());
-  workspace.reserve(chunk * shape.query_heads, shape.head_dim,
-                    shape.kv_heads * ((chunk + tile_tokens - 1) / tile_tokens), tile_tokens * shape.group(),
-                    shape.value_dim, block);
+  // Tiles read their rows widened.
+  workspace.template reserve<float>(chunk * shape.query_heads, shape.head_dim,
+                                    shape.kv_heads * ((chunk + tile_tokens - 1) / tile_tokens),
+                                    tile_tokens * shape.group(), shape.value_dim, block);
 }
 
 }  // namespace recycled::inline RECYCLED_ABI::kernels

@@ -41,10 +41,10 @@ void add_compensated(float* total, float* lost, typename Isa::vec correction, ty
 /// Rows from a value in use to the one that is asked for from L2 to L1.
 inline constexpr index_t near_rows = 4;
 
-/// Cache lines that a strip of vectors covers, at least one.
+/// Cache lines that a strip of vectors covers in whole or in part, at least one: a part of a q8_0 block has no bytes.
 template <class Isa, Scalar T>
 constexpr index_t strip_lines(int vectors) {
-  return std::max(row_bytes<T>(index_t{vectors} * Isa::width) / 64, index_t{1});
+  return std::max((row_bytes<T>(index_t{vectors} * Isa::width) + 63) / 64, index_t{1});
 }
 
 /// output[r][column...] = output * correction[r] + sum_j weights[r][j] values[j][column...], for Tile rows and
@@ -129,6 +129,10 @@ void value_rows(const ValueBlock<T>& b) {
     }
   } else {
     value_strips<Isa, Tile, vectors>(b, 0, b.values.dim, fetched);
+  }
+  if (b.ahead.first == nullptr) return;
+  for (; fetched < b.ahead.bytes(); fetched += 64) {  // keys that are longer than the values
+    for (index_t j = 0; j < b.count; ++j) simd::prefetch_l2(b.ahead.first, j * b.ahead.stride_bytes() + fetched);
   }
 }
 

@@ -11,14 +11,15 @@ template <class Isa>
 class Workspace {
  public:
   /// Room for `query_rows` packed queries of `head_dim`, and for `tiles` tiles of `tile_rows` rows of `value_dim`, each
-  /// with room for `wide_rows` keys and values as floats.
+  /// with room for `wide_rows` keys and values as floats, when rows of T are read.
+  template <Scalar T>
   void reserve(index_t query_rows, index_t head_dim, index_t tiles, index_t tile_rows, index_t value_dim,
                index_t wide_rows = 0) {
     query_stride_ = simd::padded<Isa>(head_dim);
     output_stride_ = simd::padded<Isa>(value_dim);
     tile_rows_ = tile_rows;
     // Four small arrays; then logits, scales, output and lost, each on a cache line of its own.
-    scales_ = head_dim / q8_0::block * block;
+    scales_ = std::is_same_v<T, q8_0> ? head_dim / q8_0::block * block : 0;
     wide_at_ = lines(4 * tile_rows) + tile_rows * logit_stride + scales_ + 2 * lines(tile_rows * output_stride_);
     wide_keys_ = lines(wide_rows * query_stride_);
     tile_floats_ = wide_at_ + wide_keys_ + lines(wide_rows * output_stride_);

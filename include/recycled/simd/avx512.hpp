@@ -11,13 +11,13 @@ namespace recycled::inline RECYCLED_ABI::simd {
 ///
 /// bfloat16 rows are widened, not multiplied by AVX512_BF16's dot product: with queries rounded to bfloat16 its logits
 /// are off by thousands of float ulps, and with queries split in three parts (float's accuracy) a tile of 4 rows takes
-/// three times as long, 37 ns a position of 128 dimensions against 12 (Sapphire Rapids).
+/// three times as long, 37 ns a position of 128 dimensions against 12 (Emerald Rapids).
 struct avx512 {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
   // 4 x 4 sums, 4 keys or values, 1 query or weight: 21 of 32 registers. (Score tiles of 4 x 6 save one load in six,
   // tiles of 8 x 3 half of the conversions; both lose it by transposes that are not full.) Values have no transpose: 8
-  // rows x 2 vectors take 16 ns a position of group 8 and 128 halves where twice 4 x 4 take 19 (Sapphire Rapids).
+  // rows x 2 vectors take 16 ns a position of group 8 and 128 halves where twice 4 x 4 take 19 (Emerald Rapids).
   static constexpr int most_score_rows = 4;
   static constexpr int most_value_rows = 8;
   static constexpr int score_positions(int rows) { return rows <= 2 ? 8 : 4; }

@@ -17,7 +17,8 @@ struct generic {
   /// The inner tiles of kernels/score_tile.hpp and value_tile.hpp: how many query rows share a key that has been
   /// loaded, or a value; for so many rows, how many positions of keys, or vectors of a value, are worked on at a time.
   /// The sums (rows x positions, rows x vectors), the loaded keys or values and one query or weight are registers, and
-  /// there are enough sums to hide the latency of an FMA.
+  /// there are enough sums to hide the latency of an FMA. (Few rows have too few where values are q8_0: a block is 32
+  /// columns wide.)
   static constexpr int most_score_rows = 2;
   static constexpr int most_value_rows = 2;
   static constexpr int score_positions(int rows) { return rows == 1 ? 8 : 4; }
