@@ -1,9 +1,8 @@
-// Four floats in plain C++: the definition of every vector operation, and what a machine without a file of its own
-// runs.
+// Four floats in GNU C++: the definition of every vector operation, and what a machine without a file of its own runs.
 #pragma once
 
 #include <bit>
-#include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "recycled/types/scalar.hpp"
@@ -19,81 +18,59 @@ struct generic {
   /// The sums (rows x positions, rows x vectors), the loaded keys or values and one query or weight are registers, and
   /// there are enough sums to hide the latency of an FMA. (Few rows have too few where values are q8_0: a block is 32
   /// columns wide.)
-  static constexpr int most_score_rows = 2;
-  static constexpr int most_value_rows = 2;
-  static constexpr int score_positions(int rows) { return rows == 1 ? 8 : 4; }
-  static constexpr int value_vectors(int rows) { return rows == 1 ? 8 : 4; }
+  // Here 2 x 4 or 4 x 2 sums, as SSE2 has sixteen registers and no FMA.
+  static constexpr int most_score_rows = 4;
+  static constexpr int most_value_rows = 4;
+  static constexpr int score_positions(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
+  static constexpr int value_vectors(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 
-  struct vec {
-    float lane[width];
-  };
+  /// GNU C++'s vectors: operators work lane by lane, comparisons give masks.
+  using vec [[gnu::vector_size(16)]] = float;
 
-  static vec broadcast(float x) { return {{x, x, x, x}}; }
-  static vec zero() { return broadcast(0); }
-  static vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-  static vec load(const half* p) { return widen(p); }
-  static vec load(const bfloat16* p) { return widen(p); }
+  static vec broadcast(float x) { return vec{x, x, x, x}; }
+  static vec zero() { return vec{}; }
+  static vec load(const float* p) { return read<vec>(p); }
+  static vec load(const half* p) { return widen_half(__builtin_convertvector(read<words>(p), ints)); }
+  static vec load(const bfloat16* p) { return std::bit_cast<vec>(__builtin_convertvector(read<words>(p), ints) << 16); }
   /// Whole numbers of a q8_0 block, not multiplied by its scale yet.
-  static vec load_quants(const std::int8_t* p) { return widen(p); }
+  static vec load_quants(const std::int8_t* p) { return __builtin_convertvector((ints{p[0], p[1], p[2], p[3]}), vec); }
   static vec broadcast(half x) { return broadcast(static_cast<float>(x)); }
-  static void store(float* p, vec a) {
-    for (int i = 0; i < width; ++i) p[i] = a.lane[i];
-  }
+  static void store(float* p, vec a) { std::memcpy(p, &a, sizeof a); }
 
-  static vec add(vec a, vec b) {
-    return each([&](int i) { return a.lane[i] + b.lane[i]; });
-  }
-  static vec sub(vec a, vec b) {
-    return each([&](int i) { return a.lane[i] - b.lane[i]; });
-  }
-  static vec mul(vec a, vec b) {
-    return each([&](int i) { return a.lane[i] * b.lane[i]; });
-  }
-  static vec div(vec a, vec b) {
-    return each([&](int i) { return a.lane[i] / b.lane[i]; });
-  }
+  static vec add(vec a, vec b) { return a + b; }
+  static vec sub(vec a, vec b) { return a - b; }
+  static vec mul(vec a, vec b) { return a * b; }
+  static vec div(vec a, vec b) { return a / b; }
   /// a * b + c, with one rounding or two.
-  static vec fma(vec a, vec b, vec c) {
-    return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
-  }
+  static vec fma(vec a, vec b, vec c) { return a * b + c; }
   /// a > b ? a : b, as x86 has it: where either is NaN, the result is b.
-  static vec max(vec a, vec b) {
-    return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
-  }
+  static vec max(vec a, vec b) { return select(a > b, a, b); }
   /// a < b ? a : b; where either is NaN, the result is b.
-  static vec min(vec a, vec b) {
-    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
-  }
+  static vec min(vec a, vec b) { return select(a < b, a, b); }
   /// x < y ? a : b; where either is NaN, the result is b.
-  static vec select_less(vec x, vec y, vec a, vec b) {
-    return each([&](int i) { return x.lane[i] < y.lane[i] ? a.lane[i] : b.lane[i]; });
-  }
+  static vec select_less(vec x, vec y, vec a, vec b) { return select(x < y, a, b); }
   /// Bit i: a > b in lane i; never for a NaN.
   static unsigned greater_mask(vec a, vec b) {
-    unsigned mask = 0;
-    for (int i = 0; i < width; ++i) mask |= (a.lane[i] > b.lane[i] ? 1U : 0U) << i;
-    return mask;
+    const ints bits = (a > b) & ints{1, 2, 4, 8};
+    return static_cast<unsigned>((bits[0] | bits[1]) | (bits[2] | bits[3]));
   }
   /// To the nearest whole number, for |a| < 2^22.
   static vec round(vec a) {
-    return each([&](int i) {
-      const float magic = std::copysign(12582912.0F, a.lane[i]);  // 1.5 * 2^23: no fraction bits are left
-      return (a.lane[i] + magic) - magic;
-    });
+    const ints sign = std::bit_cast<ints>(a) & broadcast_bits(sign_bit);
+    const vec magic = std::bit_cast<vec>(sign | broadcast_bits(0x4B400000));  // 1.5 * 2^23: no fraction bits are left
+    return (a + magic) - magic;
   }
   /// a * 2^n for whole n in [-126, 127].
   static vec scale_by_power_of_2(vec a, vec n) {
-    return each([&](int i) {
-      // What is out of range never reaches the conversion: it would be undefined.
-      const int exponent = n.lane[i] >= -126.0F && n.lane[i] <= 127.0F ? static_cast<int>(n.lane[i]) : 0;
-      return a.lane[i] * std::bit_cast<float>((exponent + 127) << 23);
-    });
+    // What is out of range never reaches the conversion: it would be undefined.
+    const vec sound = select((n >= broadcast(-126)) & (n <= broadcast(127)), n, zero());
+    return a * std::bit_cast<vec>((__builtin_convertvector(sound, ints) + 127) << 23);
   }
 
-  static float reduce_add(vec a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
+  static float reduce_add(vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float reduce_max(vec a) {
     const auto larger = [](float x, float y) { return x > y ? x : y; };
-    return larger(larger(a.lane[0], a.lane[2]), larger(a.lane[1], a.lane[3]));
+    return larger(larger(a[0], a[2]), larger(a[1], a[3]));
   }
   /// sums[i] = reduce_add of the i-th vector.
   static void store_sums(float* sums, vec a, vec b, vec c, vec d) {
@@ -104,13 +81,29 @@ struct generic {
   }
 
  private:
-  template <class F>
-  static vec each(const F& f) {
-    return {{f(0), f(1), f(2), f(3)}};
+  using ints [[gnu::vector_size(16)]] = std::int32_t;
+  using words [[gnu::vector_size(8)]] = std::uint16_t;
+  static constexpr std::int32_t sign_bit = std::numeric_limits<std::int32_t>::min();
+
+  template <class V>
+  static V read(const void* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
   }
-  template <class T>
-  static vec widen(const T* p) {
-    return each([&](int i) { return static_cast<float>(p[i]); });
+  static ints broadcast_bits(std::int32_t x) { return ints{x, x, x, x}; }
+  static vec select(ints mask, vec a, vec b) {
+    return std::bit_cast<vec>((std::bit_cast<ints>(a) & mask) | (std::bit_cast<ints>(b) & ~mask));
+  }
+  /// Exponents are moved from a bias of 15 to one of 127, those of infinity and NaN twice as far; subnormal numbers get
+  /// the exponent of the smallest normal one, and lose the leading bit that comes with it.
+  static vec widen_half(ints bits) {
+    const ints exponent = bits & 0x7C00;
+    const ints subnormal = exponent == 0;
+    const ints special = exponent == 0x7C00;
+    const ints moved = ((bits & 0x7FFF) << 13) + (112 << 23) + (special & (112 << 23)) + (subnormal & (1 << 23));
+    const vec value = std::bit_cast<vec>(moved) - std::bit_cast<vec>(subnormal & (113 << 23));
+    return std::bit_cast<vec>(std::bit_cast<ints>(value) | ((bits & 0x8000) << 16));
   }
 };
 
