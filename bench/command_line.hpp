@@ -59,12 +59,6 @@ inline Options command_line(int argc, char** argv) {
   return options;
 }
 
-inline void save(const Options& options, const std::vector<Row>& rows) {
-  if (options.json.empty()) return;
-  std::ofstream stream(options.json);
-  write_json(stream, rows);
-}
-
 /// The peers that are there.
 class Peers {
  public:
@@ -85,11 +79,14 @@ class Peers {
   void add(Group& group, const Request& request, const std::string& type, bool position_major) {
     for (const auto& peer : peers_) {
       const auto prepare = [&](bool layout) {
-        return peer->prepare(request(layout, type)) || (type == "q8_0" && peer->prepare(request(layout, "int8")));
+        for (const std::string& one : type == "q8_0" ? std::vector{type, std::string("int8")} : std::vector{type}) {
+          if (!peer->prepare(request(layout, one))) continue;
+          ran_[peer->name()] = {one, layout};
+          return true;
+        }
+        return false;
       };
-      const bool as_wanted = prepare(position_major);
-      if (!as_wanted && !prepare(!position_major)) continue;
-      position_major_[peer->name()] = as_wanted == position_major;
+      if (!prepare(position_major) && !prepare(!position_major)) continue;
       peer->microseconds(1);
       const double once = peer->microseconds(1);
       if (once <= 0) continue;
@@ -110,15 +107,43 @@ class Peers {
     for (const auto& peer : peers_) {
       const auto found = times.find(peer->name());
       if (found == times.end()) continue;
-      result.push_back({peer->name(), like.type, like.setting, like.bytes, like.flops, found->second});
-      result.back().setting.position_major = position_major_.at(peer->name());
+      const Ran& ran = ran_.at(peer->name());
+      const bool same = ran.type == like.type;  // other types have rows of other sizes
+      result.push_back({peer->name(), ran.type, like.setting, like.layout.empty() ? "" : layout(ran.position_major),
+                        same ? like.bytes : 0, like.flops, found->second});
     }
     return result;
   }
 
  private:
   std::vector<std::unique_ptr<Peer>> peers_;
-  std::map<std::string, bool> position_major_;  // the layout that each ran in last
+  struct Ran {
+    std::string type;
+    bool position_major = false;
+  };
+  std::map<std::string, Ran> ran_;  // how each ran last
+};
+
+/// What the rows of a program have in common.
+struct Run {
+  Run(int argc, char** argv) : options(command_line(argc, argv)), peers(options.peers) {}
+  /// Shares are those of the best of the whole run, while the printed ones were those of the best until then.
+  void save() {
+    if (options.json.empty()) return;
+    for (Row& row : rows) {
+      const int threads = row.setting.threads;
+      if (row.of_read > 0) row.of_read = row.bytes / row.median() / read(threads);
+      if (row.of_fma > 0) row.of_fma = row.flops / row.median() / fma(threads);
+      if (row.of_product > 0) row.of_product = row.flops / row.median() / product(threads);
+    }
+    std::ofstream stream(options.json);
+    write_json(stream, rows);
+  }
+
+  Options options;
+  Peers peers;
+  std::vector<Row> rows;
+  Best read, fma, product;  ///< of the machine
 };
 
 }  // namespace bench

@@ -4,6 +4,7 @@
 //   refresh     a full step that also scores and selects       amortised   a token on average, a refresh every 10
 //   tokens
 //
+// All data are random, but the query turns from token to token, so that refreshes replace a part of their sets.
 // Layers take turns, so that no cache holds their rows; repetitions of all rows of a group take turns, so that all see
 // the same machine.
 #include "command_line.hpp"
@@ -21,17 +22,9 @@ struct Wanted {
   bool peers = false;
 };
 
-/// Layers of one policy, made when asked for: their memory is large.
-template <class T, class Policy>
-std::unique_ptr<Layers<T, Policy>> layers(bool wanted, const Case& c, const Memories<T>& memories, index_t count,
-                                          Policy policy, index_t stride, recycled::ThreadPool& pool) {
-  if (!wanted) return nullptr;
-  return std::make_unique<Layers<T, Policy>>(c, memories, count, policy, stride, pool);
-}
-
 template <class T>
-void decode(const Case& c, const Wanted& wanted, Peers& peers, const Options& options, std::vector<Row>& table) {
-  if (!std::regex_search(id<T>(c), options.only)) return;
+void decode(const Case& c, const Wanted& wanted, Run& run) {
+  if (!std::regex_search(id<T>(c), run.options.only)) return;
   recycled::ThreadPool pool(c.threads);
   const double host_bytes = row_bytes<T>(c.shape) * static_cast<double>(c.shape.kv_heads * c.length);
   const double set_bytes = row_bytes<T>(c.shape) * static_cast<double>(c.shape.kv_heads * (c.capacity + 1));
@@ -40,11 +33,15 @@ void decode(const Case& c, const Wanted& wanted, Peers& peers, const Options& op
   // By tens: of ten layers in turn one is at its refresh.
   const index_t set_layers = (std::max(full_layers, times_to_exceed_cache(set_bytes)) + 9) / 10 * 10;
   const Memories<T> memories(c, full_layers);
-  const bool recycling = wanted.recycling;
-  const auto full = layers(true, c, memories, full_layers, recycled::AlwaysFull{}, 1, pool);
-  const auto recycled = layers(recycling, c, memories, set_layers, recycled::NeverFull{}, 1, pool);
-  const auto refresh = layers(recycling, c, memories, full_layers, recycled::FixedStride{1}, 1, pool);
-  const auto amortised = layers(recycling, c, memories, set_layers, recycled::FixedStride{10}, 10, pool);
+  const TurningQuery query(c.shape);
+  const auto make = [&](bool made, index_t count, auto policy, index_t stride, index_t tokens) {
+    using Made = Layers<T, decltype(policy)>;
+    return made ? std::make_unique<Made>(c, memories, query, count, policy, stride, tokens, pool) : nullptr;
+  };
+  const auto full = make(true, full_layers, recycled::AlwaysFull{}, 1, 1);
+  const auto recycled = make(wanted.recycling, set_layers, recycled::NeverFull{}, 1, 1);
+  const auto refresh = make(wanted.recycling, full_layers, recycled::FixedStride{1}, 1, 10);
+  const auto amortised = make(wanted.recycling, set_layers, recycled::FixedStride{10}, 10, 1);
 
   Group group;
   Reader reader;
@@ -62,7 +59,7 @@ void decode(const Case& c, const Wanted& wanted, Peers& peers, const Options& op
   add("refresh", refresh);
   add("amortised", amortised, 10);
   if (wanted.peers) {
-    peers.add(
+    run.peers.add(
         group,
         [&](bool position_major, const std::string& type) {
           return "decode " + type + (position_major ? " position_major " : " head_major ") +
@@ -75,30 +72,26 @@ void decode(const Case& c, const Wanted& wanted, Peers& peers, const Options& op
 
   auto times = group.run();
   for (double& us : times["amortised"]) us /= 10;
-  // The best of the run so far: what the machine does worse for a while, it does worse for everybody.
-  static std::map<int, double> best_read, best_fma;
-  double& read = best_read[c.threads];
-  double& fma = best_fma[c.threads];
-  read = std::max(read, Reader::bytes_read() / median(times["read"]));
-  fma = std::max(fma, Multiplier::flops(c.threads) / median(times["fma"]));
+  const double read = run.read(c.threads, Reader::bytes_read() / median(times["read"]));
+  const double fma = run.fma(c.threads, Multiplier::flops(c.threads) / median(times["fma"]));
   std::vector<Row> rows;
   const auto take = [&](const char* name, const auto& layers) {
     if (layers == nullptr) return;
     const double bytes = layers->bytes_a_step();
-    Row row{name, type_name<T>, c, bytes, c.flops() * bytes / host_bytes, times[name]};
+    Row row{name, type_name<T>, c, layout(c.position_major), bytes, c.flops() * bytes / host_bytes, times[name]};
     row.of_read = row.bytes / row.median() / read;
     row.of_fma = row.flops / row.median() / fma;
-    peers.compare(times, row);
+    run.peers.compare(times, row);
     rows.push_back(row);
   };
   take("full", full);
   take("recycled", recycled);
   take("refresh", refresh);
   take("amortised", amortised);
-  for (const Row& row : peers.rows(times, rows.front())) rows.push_back(row);
+  for (const Row& row : run.peers.rows(times, rows.front())) rows.push_back(row);
   for (const Row& row : rows) print(row);
   std::printf("%-36s %2d %36.1f GB/s %26.1f GFLOP/s\n", "machine", c.threads, read * 1e-3, fma * 1e-3);
-  table.insert(table.end(), rows.begin(), rows.end());
+  run.rows.insert(run.rows.end(), rows.begin(), rows.end());
 }
 
 recycled::Shape shape(index_t dim, index_t kv_heads, index_t group) { return {kv_heads * group, kv_heads, dim, dim}; }
@@ -106,41 +99,39 @@ recycled::Shape shape(index_t dim, index_t kv_heads, index_t group) { return {kv
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Options options = command_line(argc, argv);
-  Peers peers(options.peers);
-  std::vector<Row> table;
-  const auto run = [&]<class T>(T /*type*/, const Case& c, const Wanted& wanted = {}) {
-    decode<T>(c, wanted, peers, options, table);
+  Run run(argc, argv);
+  const auto measure = [&]<class T>(T /*type*/, const Case& c, const Wanted& wanted = {}) {
+    decode<T>(c, wanted, run);
   };
   print_header();
   constexpr Wanted all{.recycling = true, .peers = true};
   constexpr Wanted ours{.recycling = true};
   const recycled::Shape usual = shape(128, 8, 4);
   // Growth with the context, K fixed; then K in proportion.
-  for (index_t length = 1024; length <= 131072; length *= 2) run(half{}, {usual, length, 512, 2}, all);
-  for (const index_t length : {8192, 32768}) run(half{}, {usual, length, length / 8, 2}, all);
-  run(half{}, {usual, 8192, 1024, 1}, all);
+  for (index_t length = 1024; length <= 131072; length *= 2) measure(half{}, {usual, length, 512, 2}, all);
+  for (const index_t length : {8192, 32768, 131072}) measure(half{}, {usual, length, length / 8, 2}, all);
+  measure(half{}, {usual, 8192, 1024, 1}, all);
   // Types and layouts.
-  run(q8_0{}, {usual, 8192, 1024, 2}, all);
-  run(q8_0{}, {usual, 8192, 1024, 1}, ours);
-  run(bfloat16{}, {usual, 8192, 1024, 2}, all);
-  run(0.0F, {usual, 8192, 1024, 2}, all);
-  run(half{}, {usual, 8192, 1024, 2, true}, all);
-  run(half{}, {usual, 8192, 1024, 1, true}, ours);
-  run(half{}, {shape(64, 3, 3), 7168, 896, 2, true}, all);  // SmolLM2-135M
+  measure(q8_0{}, {usual, 8192, 1024, 2}, all);
+  measure(q8_0{}, {usual, 8192, 1024, 1}, ours);
+  measure(bfloat16{}, {usual, 8192, 1024, 2}, all);
+  measure(0.0F, {usual, 8192, 1024, 2}, all);
+  measure(half{}, {usual, 8192, 1024, 2, true}, all);
+  measure(half{}, {usual, 8192, 1024, 1, true}, ours);
+  measure(half{}, {shape(64, 3, 3), 7168, 896, 2, true}, all);  // SmolLM2-135M
   // Groups.
-  for (const index_t group : {1, 8}) run(half{}, {shape(128, 8, group), 8192, 1024, 2}, all);
+  for (const index_t group : {1, 8}) measure(half{}, {shape(128, 8, group), 8192, 1024, 2}, all);
   // Every shape, the full step alone.
   for (const index_t dim : {64, 128, 256}) {
     for (const index_t group : {1, 3, 4, 8}) {
       for (const index_t length : {8192, 32768}) {
         for (const int threads : {1, 2}) {
           const Case c{shape(dim, dim == 256 ? 4 : 8, group), length, 0, threads};
-          run(half{}, c);
-          run(bfloat16{}, c);
+          measure(half{}, c);
+          measure(bfloat16{}, c);
         }
       }
     }
   }
-  save(options, table);
+  run.save();
 }

@@ -36,8 +36,8 @@ class Product {
 };
 
 template <class T>
-void prefill(const Case& c, Peers& peers, const Options& options, std::vector<Row>& rows) {
-  if (!std::regex_search(id<T>(c), options.only)) return;
+void prefill(const Case& c, Run& run) {
+  if (!std::regex_search(id<T>(c), run.options.only)) return;
   recycled::ThreadPool pool(c.threads);
   const index_t row = c.shape.head_dim / recycled::values_per_element<T>;
   recycled::Array<T> keys(c.length * c.shape.kv_heads * row), values(keys.size());
@@ -59,7 +59,7 @@ void prefill(const Case& c, Peers& peers, const Options& options, std::vector<Ro
     layer.prefill(queries, view, out, pool);
     benchmark::DoNotOptimize(out.data());
   });
-  peers.add(
+  run.peers.add(
       group,
       [&](bool /*position_major*/, const std::string& type) {
         return "prefill " + type + " " + std::to_string(c.shape.head_dim) + " " + std::to_string(c.shape.kv_heads) +
@@ -67,17 +67,20 @@ void prefill(const Case& c, Peers& peers, const Options& options, std::vector<Ro
       },
       type_name<T>, false);
   auto times = group.run();
-  const double fma = Multiplier::flops(c.threads) / median(times["fma"]);
-  const double eigen = Product::flops(c.threads) / median(times["eigen"]);
+  const double fma = run.fma(c.threads, Multiplier::flops(c.threads) / median(times["fma"]));
+  const double eigen = run.product(c.threads, Product::flops(c.threads) / median(times["eigen"]));
   // Half of the square is causal.
   const double flops = 2.0 * static_cast<double>(c.shape.query_size()) * static_cast<double>(c.length) *
                        static_cast<double>(c.length + 1);
-  for (const auto& [name, us] : times) {
-    if (name == "fma" || name == "eigen") continue;
-    Row result{name, type_name<T>, c, 0, flops, us};
+  // K and V are given in the order of the tokens; peers take them as they like it.
+  std::vector<Row> rows{{"prefill", type_name<T>, c, layout(true), 0, flops, times["prefill"]}};
+  Row like = rows.front();
+  like.layout.clear();
+  for (const Row& peer : run.peers.rows(times, like)) rows.push_back(peer);
+  for (Row& result : rows) {
     result.of_fma = flops / result.median() / fma;
     result.of_product = flops / result.median() / eigen;
-    if (name == "prefill") peers.compare(times, result);
+    if (result.name == "prefill") run.peers.compare(times, result);
     std::printf("%-12s %-5s %4ld %3ld %3ld %6ld %2d %10.0f %5.1f%% %8.1f %5.0f%% %5.0f%% %7s %7s %7s\n",
                 result.name.c_str(), result.type.c_str(), static_cast<long>(c.shape.head_dim),
                 static_cast<long>(c.shape.kv_heads), static_cast<long>(c.shape.group()), static_cast<long>(c.length),
@@ -85,27 +88,25 @@ void prefill(const Case& c, Peers& peers, const Options& options, std::vector<Ro
                 100 * result.of_product, ratio(result, "ggml").c_str(), ratio(result, "onnxruntime").c_str(),
                 ratio(result, "openvino").c_str());
     std::fflush(stdout);
-    rows.push_back(result);
+    run.rows.push_back(result);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Options options = command_line(argc, argv);
-  Peers peers(options.peers);
+  Run run(argc, argv);
   std::printf("%-12s %-5s %4s %3s %3s %6s %2s %10s %6s %8s %6s %6s %7s %7s %7s\n", "name", "type", "dim", "kv", "grp",
               "tokens", "t", "us", "+-", "GFLOP/s", "FMA", "Eigen", "x ggml", "x ORT", "x OV");
-  std::vector<Row> rows;
   const auto shape = [](index_t dim, index_t kv_heads, index_t group) {
     return recycled::Shape{kv_heads * group, kv_heads, dim, dim};
   };
-  for (const int threads : {1, 2}) prefill<half>({shape(128, 2, 4), 4096, 0, threads}, peers, options, rows);
-  prefill<half>({shape(128, 2, 4), 512, 0, 2}, peers, options, rows);
-  prefill<half>({shape(64, 3, 3), 4096, 0, 2}, peers, options, rows);
-  for (const index_t group : {1, 8}) prefill<half>({shape(128, 2, group), 4096, 0, 2}, peers, options, rows);
-  prefill<float>({shape(128, 2, 4), 4096, 0, 2}, peers, options, rows);
-  prefill<bfloat16>({shape(128, 2, 4), 4096, 0, 2}, peers, options, rows);
-  prefill<q8_0>({shape(128, 2, 4), 4096, 0, 2}, peers, options, rows);
-  save(options, rows);
+  for (const int threads : {1, 2}) prefill<half>({shape(128, 2, 4), 4096, 0, threads}, run);
+  prefill<half>({shape(128, 2, 4), 512, 0, 2}, run);
+  prefill<half>({shape(64, 3, 3), 4096, 0, 2}, run);
+  for (const index_t group : {1, 8}) prefill<half>({shape(128, 2, group), 4096, 0, 2}, run);
+  prefill<float>({shape(128, 2, 4), 4096, 0, 2}, run);
+  prefill<bfloat16>({shape(128, 2, 4), 4096, 0, 2}, run);
+  prefill<q8_0>({shape(128, 2, 4), 4096, 0, 2}, run);
+  run.save();
 }

@@ -24,6 +24,7 @@ struct Row {
   std::string name;  ///< full, recycled, ..., or a peer's
   std::string type;
   Case setting;
+  std::string layout;                        ///< head_major or position_major; empty: the engine's own
   double bytes = 0;                          ///< of KV memory a step reads; 0: unknown
   double flops = 0;                          ///< of a step
   std::vector<double> us;                    ///< of each repetition, ascending
@@ -91,12 +92,28 @@ class Group {
   };
 };
 
-/// Row::faster_than as the table prints it.
-inline std::string ratio(const Row& row, const std::string& peer) {
+/// The best rate of a run so far, by the number of threads: what the machine does worse for a while, it does worse for
+/// everybody.
+class Best {
+ public:
+  double operator()(int threads, double rate = 0) {
+    double& best = rates_[threads];
+    return best = std::max(best, rate);
+  }
+
+ private:
+  std::map<int, double> rates_;
+};
+
+inline std::string layout(bool position_major) { return position_major ? "position_major" : "head_major"; }
+
+/// A number as the table prints it: what is 0 is not known.
+inline std::string known(const char* format, double x) {
   char text[32] = "-";
-  if (const double x = row.faster_than(peer); x > 0) std::snprintf(text, sizeof text, "%.2f", x);
+  if (x > 0) std::snprintf(text, sizeof text, format, x);
   return text;
 }
+inline std::string ratio(const Row& row, const std::string& peer) { return known("%.2f", row.faster_than(peer)); }
 
 inline void print_header() {
   std::printf("%-12s %-5s %4s %3s %3s %7s %6s %2s %-4s %10s %6s %6s %6s %6s %7s %7s %7s\n", "name", "type", "dim", "kv",
@@ -105,12 +122,13 @@ inline void print_header() {
 
 inline void print(const Row& row) {
   const Case& c = row.setting;
-  std::printf("%-12s %-5s %4ld %3ld %3ld %7ld %6ld %2d %-4s %10.1f %5.1f%% %6.1f %5.0f%% %5.0f%% %7s %7s %7s\n",
-              row.name.c_str(), row.type.c_str(), static_cast<long>(c.shape.head_dim),
-              static_cast<long>(c.shape.kv_heads), static_cast<long>(c.shape.group()), static_cast<long>(c.length),
-              static_cast<long>(c.capacity), c.threads, c.position_major ? "phd" : "hpd", row.median(),
-              100 * row.spread(), row.gbps(), 100 * row.of_read, 100 * row.of_fma, ratio(row, "ggml").c_str(),
-              ratio(row, "onnxruntime").c_str(), ratio(row, "openvino").c_str());
+  std::printf("%-12s %-5s %4ld %3ld %3ld %7ld %6ld %2d %-4s %10.1f %5.1f%% %6s %6s %6s %7s %7s %7s\n", row.name.c_str(),
+              row.type.c_str(), static_cast<long>(c.shape.head_dim), static_cast<long>(c.shape.kv_heads),
+              static_cast<long>(c.shape.group()), static_cast<long>(c.length), static_cast<long>(c.capacity), c.threads,
+              row.layout == "position_major" ? "phd" : "hpd", row.median(), 100 * row.spread(),
+              known("%.1f", row.gbps()).c_str(), known("%.0f%%", 100 * row.of_read).c_str(),
+              known("%.0f%%", 100 * row.of_fma).c_str(), ratio(row, "ggml").c_str(), ratio(row, "onnxruntime").c_str(),
+              ratio(row, "openvino").c_str());
   std::fflush(stdout);
 }
 
@@ -124,7 +142,7 @@ inline void write_json(std::ostream& stream, const std::vector<Row>& rows) {
     stream << separator << R"( {"name": ")" << row.name << R"(", "type": ")" << row.type << R"(", "head_dim": )"
            << c.shape.head_dim << R"(, "kv_heads": )" << c.shape.kv_heads << R"(, "group": )" << c.shape.group()
            << R"(, "length": )" << c.length << R"(, "capacity": )" << c.capacity << R"(, "threads": )" << c.threads
-           << R"(, "layout": ")" << (c.position_major ? "position_major" : "head_major") << R"(", "us": )"
+           << R"(, "layout": )" << (row.layout.empty() ? "null" : '"' + row.layout + '"') << R"(, "us": )"
            << number(row.median()) << R"(, "us_spread": )" << number(row.spread() * row.median()) << R"(, "gbps": )"
            << number(row.gbps()) << R"(, "of_read_bandwidth": )" << number(row.of_read) << R"(, "of_fma_peak": )"
            << number(row.of_fma) << R"(, "of_product": )" << number(row.of_product) << R"(, "x_ggml": )"
