@@ -50,7 +50,7 @@ class Memories {
   static constexpr index_t decode_steps = 1024;
 
   Memories(const Case& c, index_t count) : case_(c), room_(c.length + decode_steps) {
-    // Rows begin anywhere in a store of values, scattered: no two of them are alike.
+    // Rows begin anywhere in a store of values, scattered: no two of a head's are alike.
     constexpr index_t stored = index_t{1} << 20;
     constexpr index_t per_element = recycled::values_per_element<T>;
     const index_t row = c.shape.head_dim / per_element;
@@ -89,7 +89,8 @@ class Memories {
 };
 
 /// Queries that turn from token to token, a circle in 160 and 22.5 degrees in ten tokens: a refresh after ten replaces
-/// about half of a set then. (On activations of SmolLM2-135M it is .2 in early layers and .6 in late ones.)
+/// .4 of a set where K = L / 8, .2 where K = L / 2 and .5 where K = L / 64. (On activations of SmolLM2-135M it is .2 in
+/// early layers and .6 in late ones.)
 class TurningQuery {
  public:
   explicit TurningQuery(const recycled::Shape& shape) {

@@ -31,8 +31,8 @@ inline index_t last_level_cache() {
   return index_t{32} << 20;
 }
 
-/// A working set that the last-level cache can't hold: twice its size, 1 GiB at most.
-inline index_t beyond_cache() { return std::min(2 * last_level_cache(), index_t{1} << 30); }
+/// A working set that the last-level cache can't hold.
+inline index_t beyond_cache() { return 2 * last_level_cache(); }
 
 /// How many things of `bytes` together exceed the last-level cache.
 inline index_t times_to_exceed_cache(double bytes) {

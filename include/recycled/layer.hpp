@@ -20,8 +20,8 @@ namespace recycled::inline RECYCLED_ABI {
 /// A value: copies share nothing, and a failed assignment changes nothing; one object serves one layer of one sequence.
 /// Different objects may be used from different threads at the same time unless they share a Scratch, one object from
 /// one thread at a time. Wrong arguments throw std::invalid_argument and leave the layer as it was. After an executor
-/// that throws the length is as it was; if that was in a step, the next one is full. A layer that was moved from may be
-/// assigned to or destroyed. `out` must not overlap the other arguments.
+/// that throws the length is as it was; if that was in a step, the next one is full or chooses the prompt's set again.
+/// A layer that was moved from may be assigned to or destroyed. `out` must not overlap the other arguments.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
 class LayerAttention {
  public:
@@ -44,6 +44,7 @@ class LayerAttention {
   }
   /// A copy works in a Scratch of its own.
   LayerAttention(const LayerAttention&) = default;
+  /// A move, also by assignment, takes the other's Scratch along.
   LayerAttention(LayerAttention&&) noexcept = default;
   /// Goes on working in the Scratch that this layer worked in.
   LayerAttention& operator=(const LayerAttention& other) {

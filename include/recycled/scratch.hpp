@@ -22,6 +22,7 @@ class Scratch {
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() = default;
 
  private:
   template <Scalar T, bool Recycles>
@@ -50,24 +51,26 @@ class LayerScratch {
 
   /// Makes room for a step over `length` positions, and lays it out for this layer: whatever shares the scratch may
   /// have another shape.
-  void reserve(index_t length) {
-    workspace().template reserve<T>(shape_.query_heads, shape_.head_dim,
-                                    shape_.kv_heads * kernels::most_pieces(shape_.kv_heads), shape_.group(),
-                                    shape_.value_dim);
-    if constexpr (Recycles) scores().reserve(shape_, capacity_, length);
-  }
+  void reserve(index_t length) { reserve(*scratch_, length); }
   void share(std::shared_ptr<Scratch> scratch) {
-    scratch_.swap(scratch);
-    reserve(max_length_);
+    reserve(*scratch, max_length_);
+    scratch_ = std::move(scratch);
   }
   const std::shared_ptr<Scratch>& shared() const noexcept { return scratch_; }
   kernels::Workspace<simd::native>& workspace() noexcept { return scratch_->workspace_; }
   ScoreBoard& scores() noexcept { return scratch_->scores_; }
 
  private:
+  void reserve(Scratch& scratch, index_t length) const {
+    scratch.workspace_.template reserve<T>(shape_.query_heads, shape_.head_dim,
+                                           shape_.kv_heads * kernels::most_pieces(shape_.kv_heads), shape_.group(),
+                                           shape_.value_dim);
+    if constexpr (Recycles) scratch.scores_.reserve(shape_, capacity_, length);
+  }
+
   Shape shape_;
-  index_t capacity_;
-  index_t max_length_;
+  index_t capacity_ = 0;
+  index_t max_length_ = 0;
   std::shared_ptr<Scratch> scratch_;
 };
 

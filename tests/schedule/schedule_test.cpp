@@ -14,6 +14,16 @@ using namespace recycled;
 
 static_assert(Schedule<FixedStride> && Schedule<QuerySimilarity> && Schedule<AlwaysFull> && Schedule<NeverFull>);
 static_assert(!Schedule<int>);
+
+/// Its moves are copies, which may throw: a layer could not be assigned as a whole or not at all.
+struct OnlyCopies : FixedStride {
+  std::vector<float> seen;
+  OnlyCopies() = default;
+  OnlyCopies(const OnlyCopies& other) = default;
+  OnlyCopies& operator=(const OnlyCopies& other) = default;
+  ~OnlyCopies() = default;
+};
+static_assert(std::copyable<OnlyCopies> && !Schedule<OnlyCopies>);
 static_assert(!detail::recycles<AlwaysFull> && detail::recycles<NeverFull> && !detail::per_head<FixedStride>);
 
 StepInfo at_step(index_t step) {

@@ -18,8 +18,8 @@
 namespace recycled::inline RECYCLED_ABI::kernels {
 
 /// Into how many pieces a head's positions are cut at most: one by one, heads make about 64 tasks together or more,
-/// also a single KV head; heads that are worked on together make 16, which is as many threads as they keep busy. It
-/// bounds the workspace.
+/// also a single KV head; heads that are worked on together make no more than one of them, and keep as many threads
+/// busy. It bounds the workspace.
 constexpr index_t most_pieces(index_t kv_heads) { return std::max(index_t{16}, 64 / kv_heads); }
 
 /// Positions in a piece, and the last piece is what remains of them. Whole blocks, about 4 at least, because a piece

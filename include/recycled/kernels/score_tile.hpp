@@ -19,6 +19,23 @@ struct Fetch {
   const void* rows[Positions];
   index_t row_bytes;
   index_t next_key;  ///< from a key of this tile to the same of the next one, in bytes
+
+  /// Bytes [begin, begin + count) of the rows, and of the keys after `keys`.
+  template <class T>
+  [[gnu::always_inline]] void ask(const T* const (&keys)[Positions], index_t begin, index_t count) const {
+    for (index_t line = begin; line < begin + count; line += 64) {
+      for (int j = 0; j < Positions; ++j) {
+        simd::prefetch_l2(rows[j], line);
+        simd::prefetch_l1(keys[j], line + next_key);
+      }
+    }
+  }
+  /// The rows' bytes from `begin` on: where they are longer than the keys.
+  [[gnu::always_inline]] void ask_rest(index_t begin) const {
+    for (index_t line = begin; line < row_bytes; line += 64) {
+      for (int j = 0; j < Positions; ++j) simd::prefetch_l2(rows[j], line);
+    }
+  }
 };
 
 /// logits[r][j] = queries[r] . keys[j] for Tile rows and Positions positions. `scales`: see score_block.
@@ -48,23 +65,12 @@ template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
   };
   index_t d = 0;
   for (; d + row_chunk <= dim; d += row_chunk) {
-    if constexpr (Fetches) {
-      for (index_t line = 0; line < row_bytes<T>(row_chunk); line += 64) {
-        for (int j = 0; j < Positions; ++j) {
-          simd::prefetch_l2(fetch.rows[j], row_bytes<T>(d) + line);
-          simd::prefetch_l1(keys[j], row_bytes<T>(d) + line + fetch.next_key);
-        }
-      }
-    }
+    if constexpr (Fetches) fetch.ask(keys, row_bytes<T>(d), row_bytes<T>(row_chunk));
     simd::unroll<row_chunk / Isa::width>([&](auto v) { add_whole(d + v * Isa::width); });
   }
   for (; d + Isa::width <= dim; d += Isa::width) add_whole(d);
   if (d < dim) add(d, [&](auto j) { return simd::load_first<Isa>(keys[j], d, dim - d); });
-  if constexpr (Fetches) {
-    for (index_t line = row_bytes<T>(d); line < fetch.row_bytes; line += 64) {
-      for (int j = 0; j < Positions; ++j) simd::prefetch_l2(fetch.rows[j], line);
-    }
-  }
+  if constexpr (Fetches) fetch.ask_rest(row_bytes<T>(d));
   // Four sums a transpose: what is behind the last is overwritten by the next tile, or is behind the block.
   simd::unroll<Tile>([&](auto r) {
     simd::unroll<(Positions + 3) / 4>([&](auto four) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <concepts>
 #include <span>
 
 #include "recycled/types/error.hpp"
@@ -37,13 +36,13 @@ struct Refresh {
   float retained_mass = 1;
 };
 
-/// A schedule is copyable and decides. One object serves a layer; with `static constexpr bool per_head = true` it is
-/// asked about every KV head, else once about all of them. Optional members:
+/// A schedule is copyable, moves without throwing, and decides. One object serves a layer; with `static constexpr bool
+/// per_head = true` it is asked about every KV head, else once about all of them. Optional members:
 ///     void observe(const Refresh&)          after every full step of a head that replaced a set; must not throw
 ///     void validate() const                 throws std::invalid_argument for parameters that mean nothing
 ///     static constexpr bool recycles = false  promises to answer `full` always: no recycle cache is kept
 template <class S>
-concept Schedule = std::copyable<S> && requires(S& schedule, const StepInfo& info) {
+concept Schedule = detail::Value<S> && requires(S& schedule, const StepInfo& info) {
   { schedule.decide(info) } -> std::same_as<StepKind>;
 };
 

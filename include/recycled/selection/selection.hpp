@@ -1,7 +1,6 @@
 // What to keep: the concept.
 #pragma once
 
-#include <concepts>
 #include <limits>
 #include <span>
 
@@ -26,16 +25,16 @@ struct Attended {
 /// selection that wants to pin an entry for good ranks it infinity.
 inline constexpr float newcomer_rank = std::numeric_limits<float>::max();
 
-/// A selection ranks positions; the library keeps the K of highest rank (ties to the lower position), and at a recycled
-/// step the entry of lowest rank leaves (of equals, the lowest position: the oldest). Every KV head has its own copy of
-/// the object, so state needs no index; heads may work in parallel. `rank` and `attended` must not throw. Optional
-/// members:
+/// A selection is copyable, moves without throwing, and ranks positions; the library keeps the K of highest rank (ties
+/// to the lower position), and at a recycled step the entry of lowest rank leaves (of equals, the lowest position: the
+/// oldest). Every KV head has its own copy of the object, so state needs no index; heads may work in parallel. `rank`
+/// and `attended` must not throw. Optional members:
 ///     index_t observation_window            prompt queries whose mean weights choose the first set; 1 if absent
 ///     void attended(const Attended&, std::span<float> ranks)
 ///                                            after a recycled step, before an entry leaves; may change ranks
 ///     void validate() const                 throws std::invalid_argument
 template <class S>
-concept Selection = std::copyable<S> && requires(S& selection, const Scores& scores, std::span<float> ranks) {
+concept Selection = detail::Value<S> && requires(S& selection, const Scores& scores, std::span<float> ranks) {
   selection.rank(scores, ranks);
 };
 

@@ -1,7 +1,9 @@
 // Which instruction set this translation unit is compiled for, and the namespace that keeps it apart.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && \
     defined(__FMA__) && defined(__F16C__)
@@ -26,8 +28,8 @@
 // different -march (or one of them with -fno-exceptions) then share no symbol of ours, and the linker can't hand
 // the code of one to the other: a program may carry several builds and choose at run time. (Inline functions of the
 // standard library and of Eigen are shared all the same; optimised builds inline those that are used here.) Where two
-// flags lead to the same source but not to the same code of the compiler (SSE4, AVX alone, BF16), the names differ all
-// the same.
+// levels lead to the same source but not to the same code of the compiler (SSE4, AVX alone, BF16), the names differ all
+// the same. Of single flags (-mssse3, -mfma, ...) not every mixture has a name of its own.
 #if defined(RECYCLED_HAS_EXCEPTIONS)
 #define RECYCLED_ABI_NAME(isa) isa##_v0
 #else
@@ -52,10 +54,20 @@
 #else
 #define RECYCLED_ABI RECYCLED_ABI_NAME(neon)
 #endif
+#elif defined(__AVX2__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_avx2)
+#elif defined(__FMA__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_fma)
+#elif defined(__F16C__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_f16c)
 #elif defined(__AVX__)
 #define RECYCLED_ABI RECYCLED_ABI_NAME(generic_avx)
 #elif defined(__SSE4_2__)
-#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_sse4)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_sse4_2)
+#elif defined(__SSE4_1__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_sse4_1)
+#elif defined(__SSSE3__)
+#define RECYCLED_ABI RECYCLED_ABI_NAME(generic_ssse3)
 #else
 #define RECYCLED_ABI RECYCLED_ABI_NAME(generic)
 #endif
@@ -64,5 +76,13 @@ namespace recycled::inline RECYCLED_ABI {
 
 /// Counts, positions, strides and sizes: signed and 64 bits wide on every platform.
 using index_t = std::int64_t;
+
+namespace detail {
+
+/// What a layer's policies are: to assign a layer, all is copied first, and moved when nothing can fail any more.
+template <class T>
+concept Value = std::copyable<T> && std::is_nothrow_move_constructible_v<T> && std::is_nothrow_move_assignable_v<T>;
+
+}  // namespace detail
 
 }  // namespace recycled::inline RECYCLED_ABI
