@@ -62,7 +62,8 @@ TYPED_TEST_SUITE(EveryLayout, Types);
 TYPED_TEST(EveryLayout, GivesTheSameBits) {
   Bits expected;
   for (const Layout layout : {Layout{}, Layout{.position_major = true}, Layout{.padding = 3, .offset = 1, .room = 9},
-                              Layout{.position_major = true, .padding = 16, .offset = 5}}) {
+                              Layout{.position_major = true, .padding = 16, .offset = 5}, Layout{.page = 1},
+                              Layout{.position_major = true, .offset = 1, .page = 16}, Layout{.page = 500}}) {
     const Host<TypeParam> host(layout);
     LayerAttention<TypeParam, FixedStride> layer(shape, {.capacity = 16}, {4});
     Bits seen = host.prefill(layer, prompt);

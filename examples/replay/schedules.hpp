@@ -1,79 +1,21 @@
-// The schedules that can be named on the command line. A new one takes a place in the variant and a line in parse.
+// The schedules of a replay.
 #pragma once
 
-#include <charconv>
-#include <recycled/recycled.hpp>
-#include <stdexcept>
-#include <string>
-#include <string_view>
-#include <variant>
-#include <vector>
+#include "../schedules.hpp"
 
 namespace replay {
 
+using examples::AnySchedule;
+using examples::NamedSchedule;
+using examples::parse_number;
 using recycled::index_t;
 
-using AnySchedule =
-    std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride, recycled::QuerySimilarity>;
-
-struct NamedSchedule {
-  std::string name;  ///< as the user wrote it
-  AnySchedule schedule;
-};
-
-inline constexpr std::string_view known_schedules =
-    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD";
-
-inline std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> parts;
-  std::size_t begin = 0;
-  for (std::size_t end = 0; end != std::string::npos; begin = end + 1) {
-    end = text.find(separator, begin);
-    parts.push_back(text.substr(begin, end - begin));
-  }
-  return parts;
-}
-
-/// The number that `text` is, to the last character. Throws std::invalid_argument that names `what`.
-template <class Number>
-Number parse_number(const std::string& what, const std::string& text) {
-  Number number{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc{} || end != text.data() + text.size()) {
-    throw std::invalid_argument(what + " = " + text +
-                                (std::is_integral_v<Number> ? ", expected a whole number" : ", expected a number"));
-  }
-  return number;
-}
-
-/// "fixed-stride:10" and the like. Throws std::invalid_argument for a name or a parameter that can't be.
-inline NamedSchedule parse_schedule(const std::string& text) {
-  const std::vector<std::string> parts = split(text, ':');
-  const auto is = [&](std::string_view name, std::size_t parameters) {
-    return parts[0] == name && parts.size() == 1 + parameters;
-  };
-  const auto stride = [&] { return parse_number<index_t>("stride", parts[1]); };
-  const auto checked = [&](auto schedule) {
-    schedule.validate();
-    return NamedSchedule{text, schedule};
-  };
-  try {
-    if (is("always", 0)) return {text, recycled::AlwaysFull{}};
-    if (is("never", 0)) return {text, recycled::NeverFull{}};
-    if (is("fixed-stride", 1)) return checked(recycled::FixedStride{stride()});
-    if (is("query-similarity", 2)) {
-      return checked(recycled::QuerySimilarity{stride(), parse_number<float>("threshold", parts[2])});
-    }
-  } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument("--schedule " + text + ": " + error.what());
-  }
-  throw std::invalid_argument("--schedule = " + text + ", expected one of " + std::string(known_schedules));
-}
-
-/// Schedules separated by commas.
+/// Schedules separated by commas. Throws std::invalid_argument for one that can't be.
 inline std::vector<NamedSchedule> parse_schedules(const std::string& text) {
   std::vector<NamedSchedule> schedules;
-  for (const std::string& part : split(text, ',')) schedules.push_back(parse_schedule(part));
+  for (const std::string& part : examples::split(text, ',')) {
+    schedules.push_back(examples::parse_schedule("--schedule", part));
+  }
   return schedules;
 }
 

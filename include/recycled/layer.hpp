@@ -64,7 +64,7 @@ class LayerAttention {
     check(query, kv, out, 1, compared);
     const std::span<const float> queries = compared.empty() ? query : compared;
     prepare(kv, executor);
-    attention_.scratch().reserve(kv.length);
+    attention_.scratch().reserve(kv.length, kv.pages);
     decide(queries, kv.length);
     attention_.run(query.data(), kv, out.data(), executor);
     ++step_;
@@ -111,7 +111,7 @@ class LayerAttention {
     detail::require(kv.length >= length_, "KvView.length", kv.length,
                     [this] { return detail::text("at least the prompt's ", length_); });
     if constexpr (recycles) {
-      attention_.scratch().reserve(kv.length);
+      attention_.scratch().reserve(kv.length, kv.pages);
       attention_.choose_from_prompt(prompt_, kv, length_, executor);
       std::fill(ages_.begin(), ages_.end(), index_t{0});
     }
@@ -185,7 +185,7 @@ class LayerAttention {
     detail::require_size(out.size(), tokens * shape_.output_size(), "out.size()",
                          "query_heads * value_dim for each token");
     detail::check_compared(compared, shape_);
-    detail::check(kv, shape_);
+    detail::check(kv, shape_, length_);
     detail::require(
         length_ == 0 ? kv.length >= tokens : kv.length == length_ + tokens, "KvView.length", kv.length, [&] {
           return detail::text(

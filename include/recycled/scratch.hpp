@@ -49,11 +49,11 @@ class LayerScratch {
   LayerScratch& operator=(LayerScratch&&) noexcept = default;
   ~LayerScratch() = default;
 
-  /// Makes room for a step over `length` positions, and lays it out for this layer: whatever shares the scratch may
-  /// have another shape.
-  void reserve(index_t length) { reserve(*scratch_, length); }
+  /// Makes room for a step over `length` positions, whose rows may have to be gathered, and lays it out for this layer:
+  /// whatever shares the scratch may have another shape.
+  void reserve(index_t length, const Pages& pages) { reserve(*scratch_, length, pages); }
   void share(std::shared_ptr<Scratch> scratch) {
-    reserve(*scratch, max_length_);
+    reserve(*scratch, max_length_, {});
     scratch_ = std::move(scratch);
   }
   const std::shared_ptr<Scratch>& shared() const noexcept { return scratch_; }
@@ -61,10 +61,10 @@ class LayerScratch {
   ScoreBoard& scores() noexcept { return scratch_->scores_; }
 
  private:
-  void reserve(Scratch& scratch, index_t length) const {
+  void reserve(Scratch& scratch, index_t length, const Pages& pages) const {
     scratch.workspace_.template reserve<T>(shape_.query_heads, shape_.head_dim,
                                            shape_.kv_heads * kernels::most_pieces(shape_.kv_heads), shape_.group(),
-                                           shape_.value_dim);
+                                           shape_.value_dim, pages.table == nullptr ? 0 : kernels::block);
     if constexpr (Recycles) scratch.scores_.reserve(shape_, capacity_, length);
   }
 

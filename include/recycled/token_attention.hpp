@@ -120,8 +120,9 @@ class TokenAttention {
 
   /// The rows that `visible` names in the host's memory.
   kernels::HeadWork<T> host_work(index_t g, const KvView<T>& kv, const Visible& visible, bool keep_logits) {
-    return {.keys = {kv.key(0, g), kv.key_strides.position, shape_.head_dim},
-            .values = {kv.value(0, g), kv.value_strides.position, shape_.value_dim},
+    return {.keys = {kv.head_keys(g), kv.key_strides.position, shape_.head_dim},
+            .values = {kv.head_values(g), kv.value_strides.position, shape_.value_dim},
+            .pages = kv.pages,
             .sinks = visible.sinks,
             .window = visible.window,
             .sink = keep_logits ? scores().sink(g) : kernels::LogitSink{}};
@@ -147,6 +148,7 @@ class TokenAttention {
     if (!head.reads_host) {
       work_[g].keys = cache_.keys(g);
       work_[g].values = cache_.values(g);
+      work_[g].pages = {};
       work_[g].sinks = {};
       work_[g].window = {0, cache_.size(g)};
     }

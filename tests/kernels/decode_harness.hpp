@@ -54,12 +54,11 @@ inline bool all_nan(std::span<const float> values) {
 template <Scalar T>
 kernels::HeadWork<T> full_work(const KvView<T>& kv, const Shape& shape, index_t g, const AttentionOptions& options) {
   const Visible visible(options, kv.length - 1);
-  return {{kv.key(0, g), kv.key_strides.position, shape.head_dim},
-          {kv.value(0, g), kv.value_strides.position, shape.value_dim},
-          visible.sinks,
-          visible.window,
-          {},
-          0};
+  return {.keys = {kv.head_keys(g), kv.key_strides.position, shape.head_dim},
+          .values = {kv.head_values(g), kv.value_strides.position, shape.value_dim},
+          .pages = kv.pages,
+          .sinks = visible.sinks,
+          .window = visible.window};
 }
 
 /// All pieces of all heads, first to last or last to first, then the merges.
@@ -74,7 +73,8 @@ Outcome run(const Shape& shape, std::vector<kernels::HeadWork<T>> work, index_t 
     work[static_cast<std::size_t>(g)].sink = {result.logits.data() + g * group * length, length};
   }
   workspace.template reserve<T>(shape.query_heads, shape.head_dim,
-                                shape.kv_heads * kernels::most_pieces(shape.kv_heads), group, shape.value_dim);
+                                shape.kv_heads * kernels::most_pieces(shape.kv_heads), group, shape.value_dim,
+                                kernels::block);
   workspace.pack_queries(query.data(), 1, shape, options.scale);
   const std::span<kernels::HeadWork<T>> heads(work);
   const kernels::Cut cut = kernels::cut(heads);

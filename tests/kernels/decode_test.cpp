@@ -124,7 +124,9 @@ TYPED_TEST(Decode, LayoutAndAlignmentChangeNoBit) {
       for (const reference::Layout& layout :
            {reference::Layout{.position_major = true}, reference::Layout{.offset = 1},
             reference::Layout{.padding = 3, .room = 5},
-            reference::Layout{.position_major = true, .padding = 1, .offset = 1, .room = 2}}) {
+            reference::Layout{.position_major = true, .padding = 1, .offset = 1, .room = 2},
+            reference::Layout{.page = 1}, reference::Layout{.position_major = true, .offset = 1, .page = 1},
+            reference::Layout{.position_major = true, .page = 33}, reference::Layout{.padding = 2, .page = 2000}}) {
         EXPECT_TRUE(same_bits(decode<Isa>(packed.arranged(layout), query, options), expected)) << length;
       }
     }

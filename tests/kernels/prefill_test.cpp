@@ -150,7 +150,9 @@ TYPED_TEST(Prefill, LayoutAndAlignmentChangeNoBit) {
   for (const reference::Layout& layout :
        {reference::Layout{.position_major = true}, reference::Layout{.offset = 1},
         reference::Layout{.padding = 3, .room = 5},
-        reference::Layout{.position_major = true, .padding = 1, .offset = 1, .room = 2}}) {
+        reference::Layout{.position_major = true, .padding = 1, .offset = 1, .room = 2}, reference::Layout{.page = 1},
+        reference::Layout{.position_major = true, .offset = 1, .page = 1},
+        reference::Layout{.position_major = true, .page = 33}, reference::Layout{.padding = 2, .page = 2000}}) {
     prompt.cache = packed.arranged(layout);
     EXPECT_TRUE(same_bits(prompt.attend(), expected));
   }

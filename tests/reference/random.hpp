@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <recycled/types/kv_view.hpp>
 #include <recycled/types/memory.hpp>
@@ -66,6 +67,7 @@ struct Layout {
   index_t padding = 0;          ///< elements behind every row
   index_t offset = 0;           ///< elements before the first row: 1 leaves every row unaligned
   index_t room = 0;             ///< positions behind the last
+  index_t page = 0;             ///< positions in a page, and the pages lie in no order; 0: the whole is one
 };
 
 /// Keys and values of one layer. Whatever is no row is poison.
@@ -76,6 +78,7 @@ class Cache {
       : shape_(recycled::detail::checked<T>(shape)),
         length_(length),
         layout_(layout),
+        pages_(shuffled_pages()),
         keys_(elements(shape_.head_dim), poison<T>()),
         values_(elements(shape_.value_dim), poison<T>()) {}
 
@@ -105,8 +108,12 @@ class Cache {
 
   recycled::KvView<T> view() const { return view(length_); }
   recycled::KvView<T> view(index_t length) const {
-    return {keys_.data() + layout_.offset, values_.data() + layout_.offset, strides(shape_.head_dim),
-            strides(shape_.value_dim), length};
+    return {keys_.data() + layout_.offset,
+            values_.data() + layout_.offset,
+            strides(shape_.head_dim),
+            strides(shape_.value_dim),
+            length,
+            {pages_.empty() ? nullptr : pages_.data(), std::max(layout_.page, index_t{1})}};
   }
   const recycled::Shape& shape() const { return shape_; }
   index_t length() const { return length_; }
@@ -127,12 +134,22 @@ class Cache {
  private:
   static index_t row_elements(index_t dim) { return dim / recycled::values_per_element<T>; }
   index_t elements(index_t dim) const {
-    return layout_.offset + shape_.kv_heads * (length_ + layout_.room) * (row_elements(dim) + layout_.padding);
+    return layout_.offset + shape_.kv_heads * rows() * (row_elements(dim) + layout_.padding);
   }
   recycled::Strides strides(index_t dim) const {
     const index_t row = row_elements(dim) + layout_.padding;
     if (layout_.position_major) return {shape_.kv_heads * row, row};
-    return {row, (length_ + layout_.room) * row};
+    return {row, rows() * row};
+  }
+  index_t rows() const {
+    return layout_.page == 0 ? length_ + layout_.room : static_cast<index_t>(pages_.size() + 1) * layout_.page;
+  }
+  std::vector<std::int32_t> shuffled_pages() const {
+    if (layout_.page == 0) return {};
+    std::vector<std::int32_t> pages(static_cast<std::size_t>((length_ + layout_.room) / layout_.page + 1));
+    std::iota(pages.begin(), pages.end(), 1);
+    std::shuffle(pages.begin(), pages.end(), std::mt19937_64(1));
+    return pages;
   }
   T* key(index_t position, index_t head) { return const_cast<T*>(view().key(position, head)); }
   T* value(index_t position, index_t head) { return const_cast<T*>(view().value(position, head)); }
@@ -148,6 +165,7 @@ class Cache {
   recycled::Shape shape_;
   index_t length_;
   Layout layout_;
+  std::vector<std::int32_t> pages_;
   recycled::Array<T> keys_;
   recycled::Array<T> values_;
 };

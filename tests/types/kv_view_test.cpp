@@ -65,6 +65,57 @@ TEST(KvView, LayoutsTakeAShapeWithoutValueDimAndRefuseOneThatCannotBe) {
             says("Shape.head_dim", "40", "a multiple of 32 for this KV type"));
 }
 
+TEST(KvView, FindsRowsThroughPages) {
+  const std::vector<std::int32_t> table{7, 2, 3};
+  KvView<float> view = good();
+  view.pages = {table.data(), 4};
+  EXPECT_EQ(view.key(3, 2), memory.data() + ((7 * 4 + 3) * 3 + 2) * 8);
+  EXPECT_EQ(view.value(6, 1), memory.data() + ((2 * 4 + 2) * 3 + 1) * 5);
+  EXPECT_EQ(rejection(view), "");
+  view.pages.size = 1;
+  EXPECT_EQ(view.key(2, 0), memory.data() + 3 * 3 * 8);
+}
+
+TEST(Pages, ARunEndsWhereTheNextRowLiesElsewhere) {
+  const std::vector<std::int32_t> table{7, 2, 3, 4, 9};
+  const auto expect_run = [](const Pages& pages, Range positions, Range rows) {
+    const Range run = pages.run(positions);
+    EXPECT_EQ(run.begin, rows.begin) << positions.begin;
+    EXPECT_EQ(run.end, rows.end) << positions.begin;
+  };
+  expect_run({}, {3, 100}, {3, 100});
+  const Pages pages{table.data(), 4};
+  expect_run(pages, {0, 20}, {28, 32});
+  expect_run(pages, {1, 3}, {29, 31});
+  expect_run(pages, {3, 4}, {31, 32});
+  expect_run(pages, {4, 20}, {8, 20});
+  expect_run(pages, {5, 9}, {9, 13});
+  expect_run(pages, {15, 20}, {19, 20});
+  const Pages cells{table.data(), 1};
+  expect_run(cells, {0, 5}, {7, 8});
+  expect_run(cells, {1, 5}, {2, 5});
+  expect_run(cells, {1, 3}, {2, 4});
+}
+
+TEST(KvView, RefusesPagesThatCannotBe) {
+  const std::vector<std::int32_t> table{0, -2, 1};
+  KvView<float> view = good();
+  view.pages = {table.data(), 4};
+  EXPECT_EQ(rejection(view), says("KvView.pages.table", "-2", "a page, 0 or more, at index 1"));
+  EXPECT_EQ(message_of([&] { recycled::detail::check(view, shape, 8); }), "") << "positions 0 to 7 are known";
+  EXPECT_NE(message_of([&] { recycled::detail::check(view, shape, 7); }), "");
+  for (const index_t size : {0, -1, (1 << 20) + 1}) {
+    view.pages.size = size;
+    EXPECT_EQ(rejection(view), says("KvView.pages.size", std::to_string(size), "1 to 2^20 rows"));
+  }
+  const std::vector<std::int32_t> far{0, 2147483647, 1};
+  view.pages = {far.data(), 1 << 20};
+  view.length = (1 << 20) + 1;
+  view.key_strides.position = index_t{1} << 14;
+  EXPECT_EQ(rejection(view), says("KvView.key_strides.position", "16384",
+                                  "at least one row of 8 elements, and no overflow over 2251799813685248"));
+}
+
 TEST(KvView, MustHoldTheNewToken) {
   for (const index_t length : {0, -1}) {
     auto view = good();

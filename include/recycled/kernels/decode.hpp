@@ -11,9 +11,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 #include "recycled/kernels/workspace.hpp"
+#include "recycled/types/kv_view.hpp"
 
 namespace recycled::inline RECYCLED_ABI::kernels {
 
@@ -35,6 +37,7 @@ template <Scalar T>
 struct HeadWork {
   Rows<T> keys = {};
   Rows<T> values = {};
+  Pages pages = {};        ///< which row is that of a position
   Range sinks = {};        ///< attended before the window; empty without a sliding window
   Range window = {};       ///< positions, or slots of the recycle cache
   LogitSink sink = {};     ///< where the logits are kept for a selection
@@ -42,6 +45,7 @@ struct HeadWork {
   index_t first_tile = 0;  ///< its pieces' tiles in the workspace
 
   index_t size() const noexcept { return sinks.size() + window.size(); }
+  const T* key(index_t position) const noexcept { return keys[pages.row(position)]; }
   index_t first() const noexcept { return sinks.size() > 0 ? sinks.begin : window.begin; }
   /// At least one: a head without positions has a tile to say so.
   index_t pieces() const noexcept { return std::max(index_t{1}, (size() + piece - 1) / piece); }
@@ -79,6 +83,20 @@ Cut cut(std::span<HeadWork<T>> heads) {
   return {together ? heads.front().pieces() : tiles, together};
 }
 
+/// `rows` of `positions` side by side: where they are or, if they are scattered, copied to `room`.
+template <Scalar T>
+Rows<T> gather(const Rows<T>& rows, const Pages& pages, const Range& positions, float* room) {
+  const Range run = pages.run(positions);
+  if (run.size() == positions.size()) return rows.from(run.begin);
+  auto* const packed = reinterpret_cast<T*>(room);
+  const Rows<T> copies{packed, rows.dim / values_per_element<T>, rows.dim};
+  for (index_t j = 0; j < positions.size(); ++j) {
+    std::memcpy(packed + j * copies.stride, rows[pages.row(positions.begin + j)],
+                static_cast<std::size_t>(rows.bytes()));
+  }
+  return copies;
+}
+
 /// Runs one task. Queries are packed in `workspace`, `group` rows a KV head.
 template <class Isa, Scalar T>
 void attend_task(std::span<const HeadWork<T>> heads, const Cut& cut, index_t task, index_t group, float soft_cap,
@@ -93,6 +111,7 @@ void attend_task(std::span<const HeadWork<T>> heads, const Cut& cut, index_t tas
   const auto head = [&](index_t g) -> const HeadWork<T>& { return heads.data()[g]; };
   const index_t piece = cut.together ? task : task - head(first).first_tile;
   const auto state = [&](index_t g) { return workspace.tile(head(g).first_tile + piece, group); };
+  const index_t room = head(first).first_tile + piece;  // one for all heads, so that it stays in L1
   for (index_t g = first; g < end; ++g) state(g).clear();
   // Pieces count visible positions: the sinks first, then the window.
   const HeadWork<T>& any = head(first);
@@ -108,14 +127,17 @@ void attend_task(std::span<const HeadWork<T>> heads, const Cut& cut, index_t tas
         // executors mostly hand out neighbouring ones.
         const T* next = nullptr;
         if (g + 1 < end) {
-          next = head(g + 1).keys[positions.begin];
+          next = head(g + 1).key(positions.begin);
         } else if (positions.end < any.window.end) {
-          next = any.keys[positions.end];
+          next = any.key(positions.end);
         } else if (end < static_cast<index_t>(heads.size()) && head(end).size() > 0) {
-          next = head(end).keys[head(end).first()];
+          next = head(end).key(head(end).first());
         }
-        attend_block<Isa>(head(g).keys, head(g).values, positions.begin, positions.size(),
-                          workspace.queries(g * group, group), soft_cap, state(g), head(g).sink, next);
+        const Rows<T> keys = gather(head(g).keys, head(g).pages, positions, workspace.wide_keys(room));
+        const Rows<T> values = gather(head(g).values, head(g).pages, positions, workspace.wide_values(room));
+        if (keys.stride != head(g).keys.stride) next = nullptr;  // scattered, and the next ones are likely to be, too
+        attend_block<Isa>(keys, values, positions.size(), workspace.queries(g * group, group), soft_cap, state(g),
+                          head(g).sink.from(positions.begin), next);
       }
     });
   }

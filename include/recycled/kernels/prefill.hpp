@@ -15,12 +15,12 @@ inline constexpr index_t prefill_rows = 128;
 /// Tokens whose queries and outputs are in the workspace at a time; bounds it for prompts of any length.
 inline constexpr index_t prefill_tokens = 256;
 
-/// Rows [begin, begin + count) as floats in `to`, in whole vectors.
+/// The rows of `positions` as floats in `to`, in whole vectors.
 template <class Isa, Scalar T>
-Rows<float> widen(const Rows<T>& rows, index_t begin, index_t count, float* to) {
+Rows<float> widen(const Rows<T>& rows, const Pages& pages, const Range& positions, float* to) {
   const Rows<float> wide{to, simd::padded<Isa>(rows.dim), rows.dim};
-  for (index_t j = 0; j < count; ++j, to += wide.stride) {
-    const T* const row = rows[begin + j];
+  for (index_t j = positions.begin; j < positions.end; ++j, to += wide.stride) {
+    const T* const row = rows[pages.row(j)];
     index_t d = 0;
     for (; d + Isa::width <= rows.dim; d += Isa::width) Isa::store(to + d, simd::load<Isa>(row, d));
     if (d < rows.dim) Isa::store(to + d, simd::load_first<Isa>(row, d, rows.dim - d));
@@ -39,7 +39,7 @@ void attend_prefill_block(const Rows<float>& keys, const Rows<float>& values, Ra
   const Visible first(options, position);
   const Visible last(options, position + tokens - 1);
   if (positions.end <= first.window.end && positions.begin >= last.window.begin) {
-    attend_block<Isa>(keys, values, 0, positions.size(), queries, options.soft_cap, state);
+    attend_block<Isa>(keys, values, positions.size(), queries, options.soft_cap, state);
     return;
   }
   for (index_t t = 0; t < tokens; ++t) {
@@ -48,7 +48,8 @@ void attend_prefill_block(const Rows<float>& keys, const Rows<float>& values, Ra
     for (const Range& seen : {visible.sinks, visible.window}) {
       const Range part{std::max(positions.begin, seen.begin), std::min(positions.end, seen.end)};
       if (part.size() == 0) continue;
-      attend_block<Isa>(keys, values, part.begin - positions.begin, part.size(), own, options.soft_cap,
+      const index_t skip = part.begin - positions.begin;
+      attend_block<Isa>(keys.from(skip), values.from(skip), part.size(), own, options.soft_cap,
                         state.part(t * group, group));
     }
   }
@@ -70,8 +71,8 @@ void prefill(const Shape& shape, const AttentionOptions& options, const KvView<T
       const index_t g = task / tiles;
       const index_t first = (task % tiles) * tile_tokens;
       const index_t count = std::min(tile_tokens, chunk - first);
-      const Rows<T> keys{kv.key(0, g), kv.key_strides.position, shape.head_dim};
-      const Rows<T> values{kv.value(0, g), kv.value_strides.position, shape.value_dim};
+      const Rows<T> keys{kv.head_keys(g), kv.key_strides.position, shape.head_dim};
+      const Rows<T> values{kv.head_values(g), kv.value_strides.position, shape.value_dim};
       const Queries rows = workspace.queries((g * chunk + first) * group, count * group);
       const TileState state = workspace.tile(task, count * group);
       state.clear();
@@ -81,9 +82,9 @@ void prefill(const Shape& shape, const AttentionOptions& options, const KvView<T
       for (index_t begin = 0; begin < position + count; begin += block) {
         if (begin >= sinks && begin < window) begin = window;  // no token of the tile sees what is between
         const Range block_of{begin, std::min(begin + block, position + count)};
-        attend_prefill_block<Isa>(widen<Isa>(keys, begin, block_of.size(), workspace.wide_keys(task)),
-                                  widen<Isa>(values, begin, block_of.size(), workspace.wide_values(task)), block_of,
-                                  rows, group, position, options, state);
+        attend_prefill_block<Isa>(widen<Isa>(keys, kv.pages, block_of, workspace.wide_keys(task)),
+                                  widen<Isa>(values, kv.pages, block_of, workspace.wide_values(task)), block_of, rows,
+                                  group, position, options, state);
       }
       for (index_t r = 0; r < count * group; ++r) {
         const index_t row = (done + first + r / group) * shape.query_heads + g * group + r % group;

@@ -22,7 +22,7 @@ constexpr index_t row_bytes(index_t values) {
   return values / values_per_element<T> * static_cast<index_t>(sizeof(T));
 }
 
-/// Contiguous rows at a fixed distance.
+/// Rows at a fixed distance, each of them contiguous.
 template <Scalar T>
 struct Rows {
   const T* first = nullptr;
@@ -30,6 +30,7 @@ struct Rows {
   index_t dim = 0;     ///< values in a row
 
   const T* operator[](index_t i) const noexcept { return first + i * stride; }
+  Rows from(index_t i) const noexcept { return {(*this)[i], stride, dim}; }
   index_t bytes() const noexcept { return row_bytes<T>(dim); }
   index_t stride_bytes() const noexcept { return stride * static_cast<index_t>(sizeof(T)); }
 };

@@ -82,40 +82,39 @@ template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
   });
 }
 
-/// logits[r][j] for the rows of a tile and the `count` <= block positions from `begin` on. `Fetches`: whether these are
+/// logits[r][j] for the rows of a tile and the first `count` <= block keys. `Fetches`: whether these are
 /// the first rows to read the keys, so that memory has to be kept busy, by `wanted`'s rows of the same positions.
 template <class Isa, int Tile, bool Fetches, Scalar T>
-void score_rows(const Rows<T>& keys, const Rows<T>& wanted, index_t begin, index_t count, const Queries& queries,
-                const float* scales, float* logits) {
+void score_rows(const Rows<T>& keys, const Rows<T>& wanted, index_t count, const Queries& queries, const float* scales,
+                float* logits) {
   constexpr int positions = Isa::score_positions(Tile);
   static_assert(block % positions == 0);
   for (index_t j = 0; j < count; j += positions) {
     const T* tile[positions];
     Fetch<positions> fetch{{}, wanted.bytes(), positions * keys.stride_bytes()};
     simd::unroll<positions>([&](auto i) {
-      const index_t position = begin + std::min(j + i, count - 1);
-      tile[i] = keys[position];
-      fetch.rows[i] = wanted[position];
+      const index_t row = std::min(j + i, count - 1);
+      tile[i] = keys[row];
+      fetch.rows[i] = wanted[row];
     });
     score_tile<Isa, Tile, positions, Fetches>(tile, keys.dim, queries, scales + j, logits + j, fetch);
   }
 }
 
-/// logits[r][j] for all rows and the `count` <= block positions from `begin` on; the first rows fetch the values. Of
-/// q8_0 keys the scales are gathered before, [head_dim / 32, block], for all rows: 17 ns a position of group 4 and 128
-/// values in place of 19.
+/// logits[r][j] for all rows and the first `count` <= block keys; the first rows fetch the values. Of q8_0 keys the
+/// scales are gathered before, [head_dim / 32, block], for all rows: 17 ns a position of group 4 and 128 values in
+/// place of 19.
 template <class Isa, Scalar T>
-void score_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, index_t count, const Queries& queries,
-                 float* scales, float* logits) {
+void score_block(const Rows<T>& keys, const Rows<T>& values, index_t count, const Queries& queries, float* scales,
+                 float* logits) {
   if constexpr (std::is_same_v<T, q8_0>) {
-    const Rows<T> rows{keys[begin], keys.stride, keys.dim};
-    for (index_t i = 0; i < keys.dim / q8_0::block; ++i) gather_scales<Isa>(rows, count, i, scales + i * block);
+    for (index_t i = 0; i < keys.dim / q8_0::block; ++i) gather_scales<Isa>(keys, count, i, scales + i * block);
   }
   for_row_tiles<Isa::most_score_rows>(queries.rows, [&](auto tile, index_t r) {
     const Queries rows{queries.first + r * queries.stride, queries.stride, tile()};
     float* const tile_logits = logits + r * logit_stride;
-    if (r == 0) return score_rows<Isa, tile(), true>(keys, values, begin, count, rows, scales, tile_logits);
-    score_rows<Isa, tile(), false>(keys, values, begin, count, rows, scales, tile_logits);
+    if (r == 0) return score_rows<Isa, tile(), true>(keys, values, count, rows, scales, tile_logits);
+    score_rows<Isa, tile(), false>(keys, values, count, rows, scales, tile_logits);
   });
 }
 

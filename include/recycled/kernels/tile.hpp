@@ -56,15 +56,17 @@ struct TileState {
 struct LogitSink {
   float* first = nullptr;  ///< null: nobody wants them
   index_t stride = 0;
+
+  LogitSink from(index_t j) const noexcept { return {first == nullptr ? nullptr : first + j, stride}; }
 };
 
-/// Adds positions [begin, begin + count), at most a block, to the state: the module comment's three lines. Every row of
-/// the tile must see all of these positions. A row's arithmetic does not depend on which rows share its tile. `next`:
+/// Adds the first `count` rows, at most a block, to the state: the module comment's three lines. Every row of the tile
+/// must see all of these positions. A row's arithmetic does not depend on which rows share its tile. `next`:
 /// the key that is read after this block, or null.
 template <class Isa, Scalar T>
-void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, index_t count, const Queries& queries,
-                  float soft_cap, const TileState& state, const LogitSink& sink = {}, const T* next = nullptr) {
-  score_block<Isa>(keys, values, begin, count, queries, state.scales, state.logits);
+void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t count, const Queries& queries, float soft_cap,
+                  const TileState& state, const LogitSink& sink = {}, const T* next = nullptr) {
+  score_block<Isa>(keys, values, count, queries, state.scales, state.logits);
   for (index_t r = 0; r < queries.rows; ++r) {
     float* logits = state.logits + r * logit_stride;
     if (soft_cap > 0) {
@@ -74,11 +76,11 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t begin, ind
         Isa::store(logits + j, Isa::mul(simd::tanh<Isa>(relative), Isa::broadcast(soft_cap)));
       }
     }
-    if (sink.first != nullptr) std::copy(logits, logits + count, sink.first + r * sink.stride + begin);
+    if (sink.first != nullptr) std::copy(logits, logits + count, sink.first + r * sink.stride);
     state.correction[r] = soften<Isa>(logits, count, state.max[r], state.sum[r], state.sum_lost[r]);
   }
   for_row_tiles<Isa::most_value_rows>(queries.rows, [&](auto tile, index_t r) {
-    value_rows<Isa, tile()>(ValueBlock<T>{.values = {values[begin], values.stride, values.dim},
+    value_rows<Isa, tile()>(ValueBlock<T>{.values = values,
                                           .count = count,
                                           .weights = state.logits + r * logit_stride,
                                           .correction = state.correction + r,

@@ -1,6 +1,7 @@
 // A look at KV memory that somebody else owns: nothing is copied, any layout with contiguous rows will do.
 #pragma once
 
+#include <cstdint>
 #include <ostream>
 #include <utility>
 
@@ -19,8 +20,32 @@ struct Strides {
   }
 };
 
-/// Keys and values of one layer: the row of position j and KV head g starts at keys + j * key_strides.position +
-/// g * key_strides.head, and is contiguous. No alignment is asked for beyond T's own.
+/// The order of the rows, where it is not that of the positions: a paged cache, or cells that were free when their
+/// tokens came. The row of position j is table[j / size] * size + j % size; without a table it is j. What the table
+/// says of a position that a layer knows must not change, nor what is in that row.
+struct Pages {
+  const std::int32_t* table = nullptr;
+  index_t size = 1;  ///< rows in a page
+
+  index_t row(index_t position) const noexcept {
+    if (table == nullptr) return position;
+    return size == 1 ? table[position] : table[position / size] * size + position % size;
+  }
+  /// The rows from that of positions.begin on that lie side by side, at most as many as there are positions.
+  Range run(const Range& positions) const noexcept {
+    if (table == nullptr) return positions;
+    const index_t first = row(positions.begin);
+    index_t position = positions.begin;
+    do {
+      position = (position / size + 1) * size;
+    } while (position < positions.end && row(position) == first + position - positions.begin);
+    return {first, first + std::min(position, positions.end) - positions.begin};
+  }
+};
+
+/// Keys and values of one layer: the row of position j and KV head g starts at keys + row * key_strides.position +
+/// g * key_strides.head, row being j unless `pages` tell another, and is contiguous. No alignment is asked for beyond
+/// T's own.
 template <Scalar T>
 struct KvView {
   const T* keys = nullptr;
@@ -28,25 +53,29 @@ struct KvView {
   Strides key_strides;
   Strides value_strides;
   index_t length = 0;  ///< positions that may be read; when a token is decoded, its own row is the last of them
+  Pages pages = {};
 
   const T* key(index_t position, index_t head) const noexcept {
-    return keys + position * key_strides.position + head * key_strides.head;
+    return head_keys(head) + pages.row(position) * key_strides.position;
   }
   const T* value(index_t position, index_t head) const noexcept {
-    return values + position * value_strides.position + head * value_strides.head;
+    return head_values(head) + pages.row(position) * value_strides.position;
   }
+  /// Row 0 of a head, whichever position that is.
+  const T* head_keys(index_t head) const noexcept { return keys + head * key_strides.head; }
+  const T* head_values(index_t head) const noexcept { return values + head * value_strides.head; }
 
   /// The layout [position, head, dim]: what a projection writes, and what llama.cpp keeps with flash attention.
   static KvView position_major(const T* keys, const T* values, Shape shape, index_t length) {
     const auto [key_row, value_row] = row_elements(shape);
-    return {keys, values, {shape.kv_heads * key_row, key_row}, {shape.kv_heads * value_row, value_row}, length};
+    return {keys, values, {shape.kv_heads * key_row, key_row}, {shape.kv_heads * value_row, value_row}, length, {}};
   }
   /// The layout [head, position, dim], with room for `max_length` positions in every head.
   static KvView head_major(const T* keys, const T* values, Shape shape, index_t length, index_t max_length) {
     const auto [key_row, value_row] = row_elements(shape);
     detail::require(max_length >= length, "head_major: max_length", max_length,
                     [&] { return detail::text("at least the length, ", length); });
-    return {keys, values, {key_row, max_length * key_row}, {value_row, max_length * value_row}, length};
+    return {keys, values, {key_row, max_length * key_row}, {value_row, max_length * value_row}, length, {}};
   }
 
  private:
@@ -58,13 +87,28 @@ struct KvView {
 
 namespace detail {
 
-/// Throws std::invalid_argument unless `view` can be a layer of `shape` (already checked).
+/// Rows that the positions from `known` on reach up to. Throws std::invalid_argument for pages that can't be.
+inline index_t checked_rows(const Pages& pages, index_t known, index_t length) {
+  if (pages.table == nullptr) return length;
+  require(pages.size >= 1 && pages.size <= index_t{1} << 20, "KvView.pages.size", pages.size, "1 to 2^20 rows");
+  index_t last = 0;
+  for (index_t page = known / pages.size; page <= (length - 1) / pages.size; ++page) {
+    require(pages.table[page] >= 0, "KvView.pages.table", pages.table[page],
+            [page] { return text("a page, 0 or more, at index ", page); });
+    last = std::max(last, index_t{pages.table[page]});
+  }
+  return (last + 1) * pages.size;
+}
+
+/// Throws std::invalid_argument unless `view` can be a layer of `shape` (already checked), `known` positions of which
+/// were in a view before.
 template <Scalar T>
-void check(const KvView<T>& view, const Shape& shape) {
+void check(const KvView<T>& view, const Shape& shape, index_t known = 0) {
   require(view.length >= 1, "KvView.length", view.length, "at least 1: the new token's row is already in it");
   require(view.length <= most_positions, "KvView.length", view.length, "at most 2^40 positions");
   require(view.keys != nullptr, "KvView.keys", "null", "a pointer to the first key");
   require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
+  const index_t rows = checked_rows(view.pages, known, view.length);
   const auto stride = [&](index_t value, index_t row, index_t count, std::string_view name) {
     require(count == 1 || (value >= row && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value,
             [&] { return text("at least one row of ", row, " elements, and no overflow over ", count); });
@@ -73,13 +117,13 @@ void check(const KvView<T>& view, const Shape& shape) {
   const index_t value_row = shape.value_dim / values_per_element<T>;
   const auto apart = [&](const Strides& strides, index_t row, std::string_view name) {
     const bool heads_inside = strides.position >= (shape.kv_heads - 1) * strides.head + row;
-    const bool positions_inside = strides.head >= (view.length - 1) * strides.position + row;
-    require(view.length == 1 || shape.kv_heads == 1 || heads_inside || positions_inside, name, strides,
+    const bool positions_inside = strides.head >= (rows - 1) * strides.position + row;
+    require(rows == 1 || shape.kv_heads == 1 || heads_inside || positions_inside, name, strides,
             "rows that don't overlap: all heads within a position, or all positions within a head");
   };
-  stride(view.key_strides.position, key_row, view.length, "KvView.key_strides.position");
+  stride(view.key_strides.position, key_row, rows, "KvView.key_strides.position");
   stride(view.key_strides.head, key_row, shape.kv_heads, "KvView.key_strides.head");
-  stride(view.value_strides.position, value_row, view.length, "KvView.value_strides.position");
+  stride(view.value_strides.position, value_row, rows, "KvView.value_strides.position");
   stride(view.value_strides.head, value_row, shape.kv_heads, "KvView.value_strides.head");
   apart(view.key_strides, key_row, "KvView.key_strides (position, head)");
   apart(view.value_strides, value_row, "KvView.value_strides (position, head)");

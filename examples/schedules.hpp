@@ -1,0 +1,75 @@
+// Schedules that are chosen at run time, by name.
+#pragma once
+
+#include <charconv>
+#include <recycled/recycled.hpp>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace examples {
+
+using recycled::index_t;
+
+/// A new schedule takes a place here and a line in parse_schedule.
+using AnySchedule =
+    std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride, recycled::QuerySimilarity>;
+
+struct NamedSchedule {
+  std::string name;  ///< as the user wrote it
+  AnySchedule schedule;
+};
+
+inline constexpr std::string_view known_schedules =
+    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD";
+
+inline std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::size_t begin = 0;
+  for (std::size_t end = 0; end != std::string::npos; begin = end + 1) {
+    end = text.find(separator, begin);
+    parts.push_back(text.substr(begin, end - begin));
+  }
+  return parts;
+}
+
+/// The number that `text` is, to the last character. Throws std::invalid_argument that names `what`.
+template <class Number>
+Number parse_number(const std::string& what, const std::string& text) {
+  Number number{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || end != text.data() + text.size()) {
+    throw std::invalid_argument(what + " = " + text +
+                                (std::is_integral_v<Number> ? ", expected a whole number" : ", expected a number"));
+  }
+  return number;
+}
+
+/// "fixed-stride:10" and the like. Throws std::invalid_argument for a name or a parameter that can't be; `option` is
+/// where the text stood.
+inline NamedSchedule parse_schedule(const std::string& option, const std::string& text) {
+  const std::vector<std::string> parts = split(text, ':');
+  const auto is = [&](std::string_view name, std::size_t parameters) {
+    return parts[0] == name && parts.size() == 1 + parameters;
+  };
+  const auto stride = [&] { return parse_number<index_t>("stride", parts[1]); };
+  const auto checked = [&](auto schedule) {
+    schedule.validate();
+    return NamedSchedule{text, schedule};
+  };
+  try {
+    if (is("always", 0)) return {text, recycled::AlwaysFull{}};
+    if (is("never", 0)) return {text, recycled::NeverFull{}};
+    if (is("fixed-stride", 1)) return checked(recycled::FixedStride{stride()});
+    if (is("query-similarity", 2)) {
+      return checked(recycled::QuerySimilarity{stride(), parse_number<float>("threshold", parts[2])});
+    }
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(option + " = " + text + ": " + error.what());
+  }
+  throw std::invalid_argument(option + " = " + text + ", expected one of " + std::string(known_schedules));
+}
+
+}  // namespace examples
