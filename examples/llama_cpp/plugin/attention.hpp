@@ -1,0 +1,115 @@
+// One layer's attention, whatever the type of the rows that the host keeps.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "../../schedules.hpp"
+#include "threads.hpp"
+
+namespace plugin {
+
+using recycled::index_t;
+
+/// A schedule that is chosen when the program runs.
+struct RuntimeSchedule {
+  examples::AnySchedule schedule;
+
+  recycled::StepKind decide(const recycled::StepInfo& info) {
+    return std::visit([&](auto& chosen) { return chosen.decide(info); }, schedule);
+  }
+};
+
+/// Where the rows of a layer lie: the row of a cell and a KV head, distances in bytes.
+struct Memory {
+  const std::byte* keys;
+  const std::byte* values;
+  std::size_t key_cell, key_head;
+  std::size_t value_cell, value_head;
+  std::size_t key_bytes;  ///< of one row
+};
+
+/// The cells of a sequence in the order of its positions.
+struct Cells {
+  const std::int32_t* table;
+  index_t count;
+  bool side_by_side;  ///< each follows the one before it
+};
+
+/// Recycled's layer for a type of rows. Queries are [token, head, dim], and so is what it writes.
+class Attention {
+ public:
+  virtual ~Attention() = default;
+  virtual void prefill(std::span<const float> queries, const Memory&, const Cells&, std::span<float> out, Threads&) = 0;
+  virtual void step(std::span<const float> query, const Memory&, const Cells&, std::span<float> out, Threads&) = 0;
+  virtual void clear() = 0;
+  virtual index_t length() const = 0;
+  virtual recycled::HeadStatistics statistics() const = 0;
+};
+
+template <recycled::Scalar T, recycled::Schedule Policy>
+class AttentionOf final : public Attention {
+ public:
+  AttentionOf(const recycled::Shape& shape, const recycled::LayerOptions& options, const Policy& policy,
+              std::shared_ptr<recycled::Scratch> scratch)
+      : layer_(shape, options, policy) {
+    layer_.share(std::move(scratch));
+  }
+
+  void prefill(std::span<const float> queries, const Memory& memory, const Cells& cells, std::span<float> out,
+               Threads& threads) override {
+    layer_.prefill(queries, view(memory, cells), out, threads);
+  }
+  void step(std::span<const float> query, const Memory& memory, const Cells& cells, std::span<float> out,
+            Threads& threads) override {
+    layer_.step(query, view(memory, cells), out, threads);
+  }
+  void clear() override { layer_.clear(); }
+  index_t length() const override { return layer_.length(); }
+  recycled::HeadStatistics statistics() const override { return layer_.statistics().total(); }
+
+ private:
+  static recycled::KvView<T> view(const Memory& memory, const Cells& cells) {
+    const auto elements = [](std::size_t bytes) { return static_cast<index_t>(bytes / sizeof(T)); };
+    recycled::KvView<T> view{.keys = reinterpret_cast<const T*>(memory.keys),
+                             .values = reinterpret_cast<const T*>(memory.values),
+                             .key_strides = {elements(memory.key_cell), elements(memory.key_head)},
+                             .value_strides = {elements(memory.value_cell), elements(memory.value_head)},
+                             .length = cells.count,
+                             .pages = {cells.table, 1}};
+    if (cells.side_by_side) {
+      view.keys += cells.table[0] * view.key_strides.position;
+      view.values += cells.table[0] * view.value_strides.position;
+      view.pages = {};
+    }
+    return view;
+  }
+
+  recycled::LayerAttention<T, Policy> layer_;
+};
+
+/// A layer for rows of a ggml type, which is one of the four that Recycled reads.
+template <recycled::Schedule Policy>
+std::unique_ptr<Attention> make_attention(ggml_type type, const recycled::Shape& shape,
+                                          const recycled::LayerOptions& options, const Policy& policy,
+                                          const std::shared_ptr<recycled::Scratch>& scratch) {
+  const auto of = [&]<recycled::Scalar T>(T) -> std::unique_ptr<Attention> {
+    return std::make_unique<AttentionOf<T, Policy>>(shape, options, policy, scratch);
+  };
+  switch (type) {
+    case GGML_TYPE_F32:
+      return of(float{});
+    case GGML_TYPE_F16:
+      return of(recycled::half{});
+    case GGML_TYPE_BF16:
+      return of(recycled::bfloat16{});
+    case GGML_TYPE_Q8_0:
+      return of(recycled::q8_0{});
+    default:
+      throw std::invalid_argument("rows of a type that Recycled does not read");
+  }
+}
+
+}  // namespace plugin

@@ -1,0 +1,54 @@
+// Noticing that the host rewrote cells of its cache.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "attention.hpp"
+
+namespace plugin {
+
+/// The first bytes of every key of a layer. Copying one sequence over another, loading a state or shifting positions
+/// changes rows without a word to whoever holds copies of them, and may leave the mask as it was. All of these rewrite
+/// whole rows, in all layers; a key begins with the dimensions that its position turns fastest.
+class Contents {
+ public:
+  void clear() { seen_.clear(); }
+
+  /// Keeps the first bytes of the cells that came since.
+  void note(const Memory& memory, const Cells& cells) {
+    for (auto p = static_cast<index_t>(seen_.size()); p < cells.count; ++p) seen_.push_back(first(memory, cells, p));
+  }
+
+  /// Whether the keys that were noted are what they were: all of them or, `thorough` or not, a sample that has been
+  /// everywhere after `rounds` calls.
+  bool unchanged(const Memory& memory, const Cells& cells, bool thorough) {
+    const auto noted = static_cast<index_t>(seen_.size());
+    if (thorough) return same(memory, cells, 0, noted, 1);
+    round_ = (round_ + 1) % rounds;
+    return same(memory, cells, round_, noted, rounds);
+  }
+
+ private:
+  static constexpr index_t rounds = 64;
+
+  bool same(const Memory& memory, const Cells& cells, index_t begin, index_t end, index_t stride) const {
+    std::uint64_t changed = 0;
+    for (index_t p = begin; p < end; p += stride) {
+      changed |= seen_[static_cast<std::size_t>(p)] ^ first(memory, cells, p);
+    }
+    return changed == 0;
+  }
+  static std::uint64_t first(const Memory& memory, const Cells& cells, index_t position) {
+    std::uint64_t bytes = 0;
+    const std::byte* const key = memory.keys + static_cast<std::size_t>(cells.table[position]) * memory.key_cell;
+    std::memcpy(&bytes, key, std::min(sizeof bytes, memory.key_bytes));
+    return bytes;
+  }
+
+  std::vector<std::uint64_t> seen_;
+  index_t round_ = 0;
+};
+
+}  // namespace plugin

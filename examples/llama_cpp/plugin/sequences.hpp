@@ -1,0 +1,88 @@
+// Conversations, recognised by what their tokens see: the host names none of them to a backend.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "contents.hpp"
+#include "mask.hpp"
+
+namespace plugin {
+
+/// What one layer remembers of one sequence.
+struct RememberedLayer {
+  std::unique_ptr<Attention> attention;
+  Contents contents;
+  index_t epoch = 0;
+};
+
+/// One sequence in one cache: its cells in the order of its positions, and what each layer remembers.
+struct Sequence {
+  CellSet seen;
+  std::vector<std::int32_t> cells;
+  bool side_by_side = true;
+  index_t epoch = 0;  ///< grows when what layers remember has become wrong
+  std::uint64_t last_use = 0;
+  std::unordered_map<const void*, RememberedLayer> layers;  ///< by their caches
+
+  void append(std::int32_t cell) {
+    side_by_side = side_by_side && (cells.empty() || cell == cells.back() + 1);
+    cells.push_back(cell);
+    seen.insert(cell);
+  }
+  void assign(const std::vector<std::int32_t>& all) {
+    seen = {};
+    cells.clear();
+    side_by_side = true;
+    for (const std::int32_t cell : all) append(cell);
+    ++epoch;
+  }
+};
+
+/// The sequences of one cache.
+class Sequences {
+ public:
+  struct Followed {
+    std::shared_ptr<Sequence> sequence;
+    bool continues;  ///< its first token saw what the sequence saw before, and one cell more
+  };
+
+  /// The sequence that `chain` belongs to, with the chain's cells appended. One that does not continue any is a new
+  /// one, or an old one starts again: nothing that layers remember of it counts then.
+  Followed follow(const Chain& chain, index_t most) {
+    for (const auto& sequence : all_) {
+      const Difference step(sequence->seen, chain.seen);
+      if (step.added != 1 || step.removed != 0) continue;
+      sequence->append(static_cast<std::int32_t>(step.added_cell));
+      for (auto cell = chain.cells.end() - chain.tokens + 1; cell != chain.cells.end(); ++cell) sequence->append(*cell);
+      return {used(sequence), true};
+    }
+    const std::shared_ptr<Sequence> sequence = vacant(chain.seen, static_cast<std::size_t>(most));
+    sequence->assign(chain.cells);
+    return {used(sequence), false};
+  }
+  const std::vector<std::shared_ptr<Sequence>>& all() const { return all_; }
+
+ private:
+  const std::shared_ptr<Sequence>& used(const std::shared_ptr<Sequence>& sequence) {
+    sequence->last_use = ++clock_;
+    return sequence;
+  }
+  /// A sequence that may start again: one that sees no less than `seen` has been rolled back; or else a new one, or the
+  /// one that was used least recently.
+  std::shared_ptr<Sequence> vacant(const CellSet& seen, std::size_t most) {
+    for (const auto& sequence : all_) {
+      if (Difference(sequence->seen, seen).added == 0) return sequence;
+    }
+    if (all_.size() < most) return all_.emplace_back(std::make_shared<Sequence>());
+    return *std::min_element(all_.begin(), all_.end(),
+                             [](const auto& a, const auto& b) { return a->last_use < b->last_use; });
+  }
+
+  std::vector<std::shared_ptr<Sequence>> all_;
+  std::uint64_t clock_ = 0;
+};
+
+}  // namespace plugin
