@@ -167,6 +167,18 @@ TEST(SteadyDecoding, AllocatesNothingAfterACopy) {
   });
 }
 
+TEST(SteadyDecoding, OverPagesAllocatesAtTheFirstStepAlone) {
+  reference::Random random(1);
+  const auto cache = reference::Cache<float>::random(shape, prompt + steps, random, {.page = 3});
+  const std::vector<float> query = random.row(shape.query_size());
+  std::vector<float> out(reference::at(shape.output_size()));
+  LayerAttention<float> layer(shape, {.capacity = 24, .max_length = prompt + steps});
+  const auto step = [&](index_t length) { return allocations_of([&] { layer.step(query, cache.view(length), out); }); };
+  EXPECT_LE(step(prompt), 1);  // room to gather rows in
+  int rest = 0;
+  for (index_t length = prompt + 1; length <= prompt + steps; ++length) rest += step(length);
+  EXPECT_EQ(rest, 0);
+}
 TEST(Decoding, WithoutAMaximalLengthAllocatesByDoubling) {
   Decoder<float> decoder({1, {2, 1, 8}}, {.capacity = 8});
   reference::Tokens tokens({2, 1, 8}, 1);

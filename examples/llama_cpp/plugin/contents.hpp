@@ -43,7 +43,11 @@ class Contents {
   static std::uint64_t first(const Memory& memory, const Cells& cells, index_t position) {
     std::uint64_t bytes = 0;
     const std::byte* const key = memory.keys + static_cast<std::size_t>(cells.table[position]) * memory.key_cell;
-    std::memcpy(&bytes, key, std::min(sizeof bytes, memory.key_bytes));
+    if (memory.key_bytes < sizeof bytes) {
+      std::memcpy(&bytes, key, memory.key_bytes);
+    } else {
+      std::memcpy(&bytes, key, sizeof bytes);
+    }
     return bytes;
   }
 

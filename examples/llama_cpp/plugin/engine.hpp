@@ -10,19 +10,6 @@
 
 namespace plugin {
 
-/// What was done, in attention steps: a token in a layer.
-struct Counts {
-  std::uint64_t exact_steps = 0;     ///< full attention of single tokens
-  std::uint64_t prefill_tokens = 0;  ///< full attention of several tokens of a sequence together
-  std::uint64_t full_steps = 0;      ///< full attention that also chose what to recycle
-  std::uint64_t recycled_steps = 0;
-  std::uint64_t restarts = 0;     ///< a token did not continue a sequence that was known
-  std::uint64_t rewritten = 0;    ///< sequences whose rows the host had rewritten
-  std::uint64_t handed_back = 0;  ///< nodes that the host's own code computed
-  std::uint64_t rows_read = 0;    ///< of a KV head, by full and recycled steps
-  std::uint64_t rows_full = 0;    ///< what exact attention would have read in their place
-};
-
 /// One for each context of the host. Not to be used from two threads at a time.
 class Engine {
  public:
@@ -248,7 +235,7 @@ class Engine {
 
   Policy policy_;
   Threads threads_;
-  Counts counts_;
+  Counts counts_ = {};
   std::vector<Plan> plans_;
   std::map<const void*, Cache> caches_;
   std::map<std::tuple<ggml_type, index_t, index_t, index_t, index_t, float, float, index_t>, std::unique_ptr<Attention>>

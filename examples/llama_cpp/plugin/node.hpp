@@ -3,6 +3,7 @@
 //   out[stream, token, head, :] = softmax(scale * Q[stream, head, token, :] K[stream, head / group]^T + mask) V
 #pragma once
 
+#include <ggml-impl.h>
 #include <ggml.h>
 
 #include <cstring>

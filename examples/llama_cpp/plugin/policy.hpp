@@ -1,14 +1,18 @@
-// What the user asks of the plugin.
+// What the user asks of the plugin, and is told.
 #pragma once
 
 #include <algorithm>
 #include <string>
 
 #include "../../schedules.hpp"
+#include "recycled_ggml.h"
 
 namespace plugin {
 
 using recycled::index_t;
+
+/// What was done, in attention steps: a token in a layer.
+using Counts = recycled_ggml_statistics;
 
 /// K, as a count of rows or as a share of the cache that the host made.
 struct Capacity {

@@ -6,6 +6,7 @@
 // 8 bits, a last bit makes a difference of 1e-4.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <functional>
 #include <random>
 
@@ -279,6 +280,25 @@ TEST(Settings, AreCheckedByName) {
   EXPECT_STREQ(set("capacity", "many"), "capacity = many, expected a whole number");
   EXPECT_STREQ(set("strategy", "1"), "strategy: expected schedule, capacity, from or sequences");
   EXPECT_STREQ(set("capacity", "64"), nullptr);
+}
+
+/// What loading a plugin writes to standard error, in a process of its own; it must be turned away.
+void expect_refusal(const std::string& path, const std::string& message) {
+  EXPECT_EXIT(std::exit(ggml_backend_load(path.c_str()) == nullptr ? 0 : 1), testing::ExitedWithCode(0), message);
+}
+TEST(LoadingDeathTest, RefusesAnotherVersionOfTheHost) {
+  expect_refusal(
+      PLUGIN_FOR_ANOTHER,
+      "recycled: not loaded: built for ggml 0.0.1 .another., and this program has ggml " + std::string(ggml_version()));
+}
+TEST(LoadingDeathTest, RefusesSettingsThatMakeNoSense) {
+  const std::string copy = testing::TempDir() + "plugin_with_settings.so";  // the one that is loaded has read its own
+  std::filesystem::copy_file(plugin->path(), copy, std::filesystem::copy_options::overwrite_existing);
+  setenv("RECYCLED_SCHEDULE", "fixed-strid:10", 1);
+  expect_refusal(copy,
+                 "recycled: not loaded: RECYCLED_SCHEDULE = fixed-strid:10, expected one of always, never, fixed-");
+  unsetenv("RECYCLED_SCHEDULE");
+  std::filesystem::remove(copy);
 }
 
 }  // namespace

@@ -19,11 +19,12 @@ namespace host {
 /// The plugin. A context has it if it is on when the context is made.
 class Plugin {
  public:
-  explicit Plugin(const std::string& path) : registry_(ggml_backend_load(path.c_str())) {
+  explicit Plugin(const std::string& path) : path_(path), registry_(ggml_backend_load(path.c_str())) {
     if (registry_ == nullptr) throw std::runtime_error("the plugin was not loaded: " + path);
     dlopen(path.c_str(), RTLD_NOW);  // stays when it is turned off
     turn(false);
   }
+  const std::string& path() const { return path_; }
   void turn(bool on) { on ? ggml_backend_register(registry_) : ggml_backend_unload(registry_); }
 
   void set(const char* name, const std::string& value) const {
@@ -41,6 +42,7 @@ class Plugin {
   }
 
  private:
+  std::string path_;
   ggml_backend_reg_t registry_;
 };
 

@@ -1,90 +1,27 @@
-// A ggml backend that computes attention and leaves everything else to the host: an accelerator device without memory
-// of its own, loaded by the path in GGML_BACKEND_PATH.
-#include <ggml-backend-impl.h>
+// A ggml backend that computes attention and leaves everything else to the host.
+#include "backend.hpp"
+
 #include <ggml-impl.h>
-#include <ggml-version.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <mutex>
 #include <new>
-#include <set>
 
 #include "engine.hpp"
-#include "recycled_ggml.h"
+#include "shared.hpp"
 
 namespace {
 
 using plugin::Counts;
 using plugin::Engine;
 using plugin::Node;
-using plugin::Policy;
-
-// ---- What all contexts share
-
-/// Settings and counts; the host may make contexts on any thread.
-class Shared {
- public:
-  static Shared& get() {
-    static Shared shared;
-    return shared;
-  }
-  Policy policy() {
-    const std::lock_guard lock(mutex_);
-    return policy_;
-  }
-  std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
-  void set(const std::string& name, const std::string& value, const std::string& shown) {
-    const std::lock_guard lock(mutex_);
-    Policy changed = policy_;
-    plugin::set(changed, name, value, shown);
-    policy_ = std::move(changed);
-    version_.fetch_add(1, std::memory_order_release);
-  }
-  /// Counts of a context: what came since it last said.
-  void add(const Counts& now, Counts& said) {
-    const std::lock_guard lock(mutex_);
-    for_each([&](auto Counts::*count) { total_.*count += now.*count - said.*count; });
-    said = now;
-  }
-  Counts total() {
-    const std::lock_guard lock(mutex_);
-    return total_;
-  }
-
- private:
-  template <class F>
-  static void for_each(const F& f) {
-    for (auto count :
-         {&Counts::exact_steps, &Counts::prefill_tokens, &Counts::full_steps, &Counts::recycled_steps,
-          &Counts::restarts, &Counts::rewritten, &Counts::handed_back, &Counts::rows_read, &Counts::rows_full}) {
-      f(count);
-    }
-  }
-
-  std::mutex mutex_;
-  Policy policy_;
-  std::atomic<std::uint64_t> version_{1};
-  Counts total_;
-};
-
-void print_statistics() {
-  const Counts c = Shared::get().total();
-  const auto number = [](std::uint64_t n) { return static_cast<unsigned long long>(n); };
-  std::fprintf(stderr,
-               "recycled: %llu exact steps, %llu prefill tokens, %llu full and %llu recycled steps (token x layer); "
-               "%llu restarts, %llu rewritten, %llu nodes handed back; recycling read %.1f %% of the rows\n",
-               number(c.exact_steps), number(c.prefill_tokens), number(c.full_steps), number(c.recycled_steps),
-               number(c.restarts), number(c.rewritten), number(c.handed_back),
-               c.rows_full == 0 ? 100.0 : 100.0 * static_cast<double>(c.rows_read) / static_cast<double>(c.rows_full));
-}
+using plugin::Shared;
 
 // ---- The backend: one for each context of the host
 
 struct Backend {
   Engine engine;
   std::uint64_t version = 0;
-  Counts said;
+  Counts said = {};
   int threads = 1;
   ggml_backend_t host = nullptr;  // the host's CPU backend, once it is needed
 
@@ -191,27 +128,28 @@ bool supports(ggml_backend_dev_t, const ggml_tensor* node) {
 
 #define TEXT_OF(number) #number
 #define VERSION_TEXT(major, minor, patch) TEXT_OF(major) "." TEXT_OF(minor) "." TEXT_OF(patch)
-constexpr const char* description =
+constexpr const char* version =
     "attention by Recycled " VERSION_TEXT(RECYCLED_VERSION_MAJOR, RECYCLED_VERSION_MINOR, RECYCLED_VERSION_PATCH);
 
 void no_memory(ggml_backend_dev_t, std::size_t* free, std::size_t* total) { *free = *total = 0; }
 
 void properties(ggml_backend_dev_t device, ggml_backend_dev_props* props) {
   props->name = ggml_backend_dev_name(device);
-  props->description = description;
+  props->description = version;
   props->type = GGML_BACKEND_DEVICE_TYPE_ACCEL;
   no_memory(device, &props->memory_free, &props->memory_total);
   props->caps.buffer_from_host_ptr = true;
 }
 
 ggml_backend_t make_backend(ggml_backend_dev_t device, const char*) {
+  Shared::get().use();
   auto* const self = new (std::nothrow) Backend;
   return self == nullptr ? nullptr : new ggml_backend{guid(), backend_interface, device, self};
 }
 
 const ggml_backend_device_i device_interface = {
     .get_name = [](ggml_backend_dev_t) { return "Recycled"; },
-    .get_description = [](ggml_backend_dev_t) { return description; },
+    .get_description = [](ggml_backend_dev_t) { return version; },
     .get_memory = no_memory,
     .get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; },
     .get_props = properties,
@@ -242,11 +180,7 @@ const char* set_setting(const char* name, const char* value) {
   }
 }
 
-void get_statistics(recycled_ggml_statistics* to) {
-  const Counts c = Shared::get().total();
-  *to = {c.exact_steps, c.prefill_tokens, c.full_steps, c.recycled_steps, c.restarts,
-         c.rewritten,   c.handed_back,    c.rows_read,  c.rows_full};
-}
+void get_statistics(recycled_ggml_statistics* to) { *to = Shared::get().total(); }
 
 void* procedure(ggml_backend_reg_t, const char* name) {
   const std::string_view asked = name;
@@ -261,56 +195,14 @@ ggml_backend_dev_t only_device(ggml_backend_reg_t registry, std::size_t) {
   return &device;
 }
 
-// ---- Loading
-
-/// Structures of ggml have no stable layout, so that only the host that this was built for will do.
-bool host_fits() {
-  const std::string host = std::string(ggml_version()) + " (" + ggml_commit() + ")";
-  if (host == GGML_VERSION " (" GGML_COMMIT ")") return true;
-  std::fprintf(stderr,
-               "recycled: not loaded: built for ggml " GGML_VERSION " (" GGML_COMMIT
-               "), and this program has ggml %s. Build the plugin against its sources.\n",
-               host.c_str());
-  return false;
-}
-
-/// Reads the environment. False, with a message, if it makes no sense.
-bool configure() {
-  try {
-    for (const auto& [variable, setting] :
-         {std::pair{"RECYCLED_SCHEDULE", "schedule"}, std::pair{"RECYCLED_CAPACITY", "capacity"},
-          std::pair{"RECYCLED_FROM", "from"}, std::pair{"RECYCLED_SEQUENCES", "sequences"}}) {
-      const char* const value = std::getenv(variable);
-      if (value != nullptr) Shared::get().set(setting, value, variable);
-    }
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "recycled: not loaded: %s\n", error.what());
-    return false;
-  }
-  return true;
-}
-
 }  // namespace
 
-extern "C" {
-
-/// 0 turns the plugin away; the host goes on without it.
-GGML_BACKEND_API int ggml_backend_score() {
-  static const bool fits = host_fits() && configure();
-  return fits ? 1 : 0;
+ggml_backend_reg_t plugin::registry() {
+  static ggml_backend_reg only = {GGML_BACKEND_API_VERSION,
+                                  {[](ggml_backend_reg_t) { return "Recycled"; },
+                                   [](ggml_backend_reg_t) { return std::size_t{1}; }, only_device, procedure},
+                                  nullptr};
+  return &only;
 }
 
-GGML_BACKEND_API ggml_backend_reg_t ggml_backend_init() {
-  if (ggml_backend_score() == 0) return nullptr;
-  static ggml_backend_reg registry = {GGML_BACKEND_API_VERSION,
-                                      {[](ggml_backend_reg_t) { return "Recycled"; },
-                                       [](ggml_backend_reg_t) { return std::size_t{1}; }, only_device, procedure},
-                                      nullptr};
-  std::fprintf(stderr, "recycled: %s: %s; needs flash attention (-fa on)\n", description,
-               plugin::describe(Shared::get().policy()).c_str());
-  const char* const wanted = std::getenv("RECYCLED_STATISTICS");
-  if (wanted != nullptr && std::string_view(wanted) != "0") std::atexit(print_statistics);
-  return &registry;
-}
-
-}  // extern "C"
+const char* plugin::description() { return version; }

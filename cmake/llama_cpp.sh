@@ -1,0 +1,25 @@
+# shellcheck shell=bash disable=SC2034
+# llama.cpp's sources, as bench/peers/build and examples/llama_cpp/run use them. Sourced after packages.sh.
+
+llama_cpp_python=0.3.36  # its source archive carries them
+llama_cpp_source=$root/build/llama_cpp/source-$llama_cpp_python
+llama_cpp_venv=$root/build/llama_cpp/venv
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# from_pypi FOLDER ARGUMENT...: pip download, without the dependencies.
+from_pypi() {
+  [ -x "$llama_cpp_venv/bin/pip" ] || python3 -m venv "$llama_cpp_venv" || return
+  "$llama_cpp_venv/bin/pip" download --quiet --no-deps --dest "$@"
+}
+
+fetch_llama_cpp() {
+  local folder=$root/build/llama_cpp
+  [ ! -d "$llama_cpp_source" ] || return 0
+  # pip asks the archive for its metadata, which compiles nothing
+  from_pypi "$folder" --no-binary llama-cpp-python "llama-cpp-python==$llama_cpp_python" || return
+  mkdir -p "$llama_cpp_source.part" || return
+  tar -xzf "$folder/llama_cpp_python-$llama_cpp_python.tar.gz" -C "$llama_cpp_source.part" --strip-components=3 \
+    --wildcards '*/vendor/llama.cpp/*' || return
+  rm "$folder/llama_cpp_python-$llama_cpp_python.tar.gz"
+  mv "$llama_cpp_source.part" "$llama_cpp_source"
+}

@@ -1,0 +1,142 @@
+// How far logits are from those of stock llama.cpp, over a text that is given to the model token by token.
+//
+// usage: agreement MODEL PLUGIN TEXT --context N --tokens N [--schedules LIST] [--capacity K] [--json FILE]
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <map>
+
+#include "host.hpp"
+
+namespace {
+
+using namespace host;
+using Logits = std::vector<std::vector<float>>;
+
+struct Line {
+  std::string name;
+  double nmse = 0, worst_nmse = 0, kl = 0, same_choice = 0;
+};
+
+std::vector<llama_token> tokens_of(const llama_model* model, const std::string& path, int wanted) {
+  std::ifstream file(path);
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::vector<llama_token> tokens(text.size() + 16);
+  const int count = llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<int>(text.size()),
+                                   tokens.data(), static_cast<int>(tokens.size()), true, false);
+  if (count < wanted)
+    throw std::runtime_error(path + ": " + std::to_string(count) + " tokens, " + std::to_string(wanted) +
+                             " are needed");
+  tokens.resize(static_cast<std::size_t>(wanted));
+  return tokens;
+}
+
+/// The text's tokens [begin, end), one by one, and the logits that follow each.
+Logits follow(llama_context* context, const std::vector<llama_token>& text, int begin) {
+  Logits logits;
+  for (std::size_t i = static_cast<std::size_t>(begin); i < text.size(); ++i) {
+    logits.push_back(decode(context, {{text[i], static_cast<llama_pos>(i)}}, 1).front());
+  }
+  return logits;
+}
+void read_prompt(llama_context* context, const std::vector<llama_token>& text, int length) {
+  std::vector<Token> prompt;
+  for (int i = 0; i < length; ++i) prompt.push_back({text[static_cast<std::size_t>(i)], i});
+  decode(context, prompt, 1);
+}
+
+Line compare(const std::string& name, const Logits& actual, const Logits& expected) {
+  Line line{name};
+  const auto count = static_cast<double>(actual.size());
+  const auto choice = [](const std::vector<float>& row) {
+    return std::max_element(row.begin(), row.end()) - row.begin();
+  };
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    const double error = nmse(actual[i], expected[i]);
+    line.nmse += error / count;
+    line.worst_nmse = std::max(line.worst_nmse, error);
+    line.kl += divergence(actual[i], expected[i]) / count;
+    line.same_choice += (choice(actual[i]) == choice(expected[i]) ? 1 : 0) / count;
+  }
+  std::printf("%-28s %9.2e %9.2e %9.2e %6.1f %%\n", name.c_str(), line.nmse, line.worst_nmse, line.kl,
+              100 * line.same_choice);
+  std::fflush(stdout);
+  return line;
+}
+
+std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0, end = 0; end != std::string::npos; begin = end + 1) {
+    end = list.find(',', begin);
+    parts.push_back(list.substr(begin, end - begin));
+  }
+  return parts;
+}
+
+void run(const char* model_path, const char* plugin_path, const char* text_path,
+         std::map<std::string, std::string>& options) {
+  const int context = std::stoi(options["--context"]), count = std::stoi(options["--tokens"]);
+  const Model model = load_model(model_path);
+  Plugin plugin(plugin_path);
+  const std::vector<llama_token> text = tokens_of(model.get(), text_path, context + count);
+  Settings settings{.positions = static_cast<unsigned>((context + count + 255) / 256 * 256)};
+  const auto stock = [&](bool flash_attention) {
+    settings.flash_attention = flash_attention;
+    const Context made = make_context(model.get(), settings);
+    read_prompt(made.get(), text, context);
+    return follow(made.get(), text, context);
+  };
+  std::printf("%d tokens behind %d; of logits against stock without flash attention:\n", count, context);
+  std::printf("%-28s %9s %9s %9s %8s\n", "", "NMSE", "worst", "KL", "same");
+  const Logits expected = stock(false);
+  std::vector<Line> lines{compare("stock, flash attention", stock(true), expected)};
+
+  plugin.turn(true);
+  settings.flash_attention = true;
+  const Context ours = make_context(model.get(), settings);
+  read_prompt(ours.get(), text, context);
+  plugin.set("capacity", options["--capacity"]);
+  for (const std::string& schedule : split(options["--schedules"])) {
+    llama_memory_seq_rm(llama_get_memory(ours.get()), 0, context, -1);
+    plugin.set("schedule", schedule);
+    lines.push_back(compare(schedule, follow(ours.get(), text, context), expected));
+  }
+
+  if (options["--json"].empty()) return;
+  std::ofstream json(options["--json"]);
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const Line& line = lines[i];
+    json << (i == 0 ? "[" : ",\n ") << "{\"name\": \"" << line.name << "\", \"context\": " << context
+         << ", \"tokens\": " << count << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse
+         << ", \"kl\": " << line.kl << ", \"same_choice\": " << line.same_choice << "}";
+  }
+  json << "]\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::map<std::string, std::string> options{{"--context", "1024"},
+                                             {"--tokens", "64"},
+                                             {"--schedules", "exact,fixed-stride:10,query-similarity:5:0.85"},
+                                             {"--capacity", "1/8"},
+                                             {"--json", ""}};
+  for (int i = 4; i + 1 < argc; i += 2) {
+    if (!options.contains(argv[i])) argc = 0;
+    if (argc > 0) options[argv[i]] = argv[i + 1];
+  }
+  if (argc < 4 || argc % 2 != 0) {
+    std::fprintf(stderr,
+                 "usage: agreement MODEL PLUGIN TEXT [--context N] [--tokens N] [--schedules LIST] "
+                 "[--capacity K] [--json FILE]\n");
+    return 2;
+  }
+  try {
+    run(argv[1], argv[2], argv[3], options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "agreement: %s\n", error.what());
+    return 1;
+  }
+}
