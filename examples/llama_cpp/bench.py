@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 
 SETTINGS = {  # name in the JSON: (title, colour, marker, what RECYCLED_SCHEDULE says; None: without the plugin)
     "stock": ("stock llama.cpp", "#E69F00", "s", None),
@@ -28,9 +29,12 @@ def environment(options, schedule):
 
 def run(command, env):
     """(standard output, peak memory in MiB) of a program that must succeed."""
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    output, errors = process.stdout.read(), process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile("w+") as log:  # not a pipe, which fills up while the other one is read
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        log.seek(0)
+        errors = log.read()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit status {process.returncode}\n{errors[-2000:]}")

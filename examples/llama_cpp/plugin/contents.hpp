@@ -1,6 +1,7 @@
 // Noticing that the host rewrote cells of its cache.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -21,24 +22,32 @@ class Contents {
     for (auto p = static_cast<index_t>(seen_.size()); p < cells.count; ++p) seen_.push_back(first(memory, cells, p));
   }
 
-  /// Whether the keys that were noted are what they were: all of them or, `thorough` or not, a sample that has been
+  /// Whether the keys that were noted are what they were: all of them or, not `thorough`, a sample that has been
   /// everywhere after `rounds` calls.
-  bool unchanged(const Memory& memory, const Cells& cells, bool thorough) {
+  bool unchanged(const Memory& memory, const Cells& cells, bool thorough, Threads& threads) {
     const auto noted = static_cast<index_t>(seen_.size());
-    if (thorough) return same(memory, cells, 0, noted, 1);
-    round_ = (round_ + 1) % rounds;
-    return same(memory, cells, round_, noted, rounds);
+    if (!thorough) {
+      round_ = (round_ + 1) % rounds;
+      return differences(memory, cells, round_, noted, rounds) == 0;
+    }
+    std::atomic<std::uint64_t> all{0};
+    threads((noted + piece - 1) / piece, [&](index_t i) {
+      all.fetch_or(differences(memory, cells, i * piece, std::min((i + 1) * piece, noted), 1));
+    });
+    return all == 0;
   }
 
  private:
   static constexpr index_t rounds = 64;
+  static constexpr index_t piece = 2048;
 
-  bool same(const Memory& memory, const Cells& cells, index_t begin, index_t end, index_t stride) const {
+  std::uint64_t differences(const Memory& memory, const Cells& cells, index_t begin, index_t end,
+                            index_t stride) const {
     std::uint64_t changed = 0;
     for (index_t p = begin; p < end; p += stride) {
       changed |= seen_[static_cast<std::size_t>(p)] ^ first(memory, cells, p);
     }
-    return changed == 0;
+    return changed;
   }
   static std::uint64_t first(const Memory& memory, const Cells& cells, index_t position) {
     std::uint64_t bytes = 0;

@@ -40,6 +40,7 @@ class Engine {
     Chain chain;
     std::shared_ptr<Sequence> sequence;  ///< null: nothing is remembered
     bool recycles = false;               ///< a token that continues its sequence
+    std::uint64_t version = 0;           ///< of the sequence with this token as its last
     bool side_by_side = false;
   };
   /// What a mask means, for all layers that share it.
@@ -48,6 +49,8 @@ class Engine {
     std::vector<std::uint16_t> copy;
     index_t cells = 0;
     index_t tokens = 0;
+    index_t stream_count = 0;
+    bool remembers = false;           ///< a sequence: a layer that comes again is the next token's
     std::vector<const void*> layers;  ///< that have been computed by it; none twice
     std::vector<std::vector<Part>> streams;
     bool understood = false;
@@ -64,7 +67,8 @@ class Engine {
     const void* const mask = node.mask() == nullptr ? nullptr : node.mask()->data;
     const auto known = std::find_if(plans_.begin(), plans_.end(), [&](const Plan& plan) { return plan.mask == mask; });
     if (known != plans_.end()) {
-      const bool again = std::find(known->layers.begin(), known->layers.end(), node.cache()) != known->layers.end();
+      const bool again = known->remembers &&
+                         std::find(known->layers.begin(), known->layers.end(), node.cache()) != known->layers.end();
       if (mask != nullptr && !again && same_mask(*known, node)) return *known;
       plans_.erase(known);
     }
@@ -75,8 +79,8 @@ class Engine {
   }
   static std::size_t mask_halfs(const Node& node) { return static_cast<std::size_t>(ggml_nelements(node.mask())); }
   static bool same_mask(const Plan& plan, const Node& node) {
-    return plan.copy.size() == mask_halfs(node) && plan.streams.size() == static_cast<std::size_t>(node.streams()) &&
-           plan.cells == node.cells() && plan.tokens == node.tokens() &&
+    return plan.copy.size() == mask_halfs(node) && plan.stream_count == node.streams() && plan.cells == node.cells() &&
+           plan.tokens == node.tokens() &&
            std::memcmp(plan.copy.data(), node.mask()->data, plan.copy.size() * sizeof(std::uint16_t)) == 0;
   }
 
@@ -86,12 +90,17 @@ class Engine {
     plan.copy.assign(halfs, halfs + mask_halfs(node));
     plan.cells = node.cells();
     plan.tokens = node.tokens();
+    plan.stream_count = node.streams();
+    ++plan_number_;
     for (index_t s = 0; s < node.streams(); ++s) {
       const auto* const rows = halfs + (mask->ne[3] == 1 ? 0 : s) * static_cast<index_t>(mask->nb[3] / sizeof(*halfs));
       auto chains = Chains::of(rows, node.cells(), node.tokens(), static_cast<index_t>(mask->nb[1] / sizeof(*halfs)));
       if (!chains) return false;
       std::vector<Part>& parts = plan.streams.emplace_back();
-      for (Chain& chain : *chains) parts.push_back(part_of(node, s, std::move(chain)));
+      for (Chain& chain : *chains) {
+        parts.push_back(part_of(node, s, std::move(chain)));
+        plan.remembers = plan.remembers || parts.back().sequence != nullptr;
+      }
     }
     return true;
   }
@@ -118,9 +127,12 @@ class Engine {
     }
     const auto offset = static_cast<const char*>(node.keys()->data) - static_cast<const char*>(cache->data);
     const index_t first_stream = offset / static_cast<index_t>(node.keys()->nb[3]);
-    const auto [sequence, continues] = of.streams[first_stream + stream].follow(part.chain, policy_.sequences);
+    const auto [sequence, continues] =
+        of.streams[first_stream + stream].follow(part.chain, policy_.sequences, plan_number_);
     if (!continues) ++counts_.restarts;
+    if (sequence == nullptr) return part;
     part.sequence = sequence;
+    part.version = sequence->version;
     part.recycles = continues && part.chain.tokens == 1 && static_cast<index_t>(sequence->cells.size()) >= policy_.from;
     return part;
   }
@@ -138,7 +150,9 @@ class Engine {
     if (part.chain.cells.empty()) return std::fill(out.begin(), out.end(), 0.0F);
     const std::span<const float> queries = packed_queries(node, stream, part.chain);
     const Memory memory = memory_of(node, stream);
-    if (part.recycles) return step(node, *part.sequence, memory, queries, out, first_layer);
+    // Where a later token of the batch has moved the sequence on, this one is exact.
+    if (part.recycles && part.sequence->version == part.version)
+      return step(node, *part.sequence, memory, queries, out, first_layer);
     const Cells cells{part.chain.cells.data(), static_cast<index_t>(part.chain.cells.size()), part.side_by_side};
     Attention& attention = exact(node, part.chain.window);
     attention.clear();
@@ -156,15 +170,20 @@ class Engine {
             std::span<float> out, bool first_layer) {
     const Cells cells{sequence.cells.data(), static_cast<index_t>(sequence.cells.size()), sequence.side_by_side};
     RememberedLayer& layer = sequence.layers[node.cache()];
-    if (layer.attention == nullptr) {
-      const index_t room = node.cache()->ne[1];
-      layer.attention = make_attention(node.keys()->type, node.shape(),
-                                       {.capacity = policy_.capacity.of(room), .attention = node.options()},
-                                       RuntimeSchedule{policy_.schedule.schedule}, scratch_);
+    // A share of the length: made anew, with a full step, where that has grown, or started again much smaller.
+    const bool other_length = layer.room < cells.count || layer.room > 2 * cells.count;
+    if (layer.attention == nullptr || (policy_.capacity.rows == 0 && other_length)) {
+      const index_t room = std::min(cells.count + cells.count / 4, index_t{node.cache()->ne[1]});
+      layer.attention =
+          make_attention(node.keys()->type, node.shape(),
+                         {.capacity = policy_.capacity.of(room, node.cache()->ne[1]), .attention = node.options()},
+                         RuntimeSchedule{policy_.schedule.schedule}, scratch_);
+      layer.room = room;
+      layer.epoch = -1;
     }
     Attention& attention = *layer.attention;
     bool sound = layer.epoch == sequence.epoch && attention.length() == cells.count - 1;
-    if (sound && !layer.contents.unchanged(memory, cells, first_layer)) {
+    if (sound && !layer.contents.unchanged(memory, cells, first_layer, threads_)) {
       sound = false;
       ++sequence.epoch;
       ++counts_.rewritten;
@@ -237,6 +256,7 @@ class Engine {
   Threads threads_;
   Counts counts_ = {};
   std::vector<Plan> plans_;
+  std::uint64_t plan_number_ = 0;
   std::map<const void*, Cache> caches_;
   std::map<std::tuple<ggml_type, index_t, index_t, index_t, index_t, float, float, index_t>, std::unique_ptr<Attention>>
       exact_;

@@ -31,8 +31,12 @@ class Node {
   recycled::Shape shape() const { return {queries()->ne[2], keys()->ne[2], keys()->ne[0], values()->ne[0]}; }
   recycled::AttentionOptions options() const { return {.scale = parameter(0), .soft_cap = parameter(2)}; }
 
-  /// The tensor that holds the cache of this layer, or null: keys that are no view were computed for this graph alone.
-  const ggml_tensor* cache() const { return keys()->view_src; }
+  /// The tensor that holds the cache of this layer, or null: keys that are no view of one were computed for this graph
+  /// alone.
+  const ggml_tensor* cache() const {
+    const ggml_tensor* const source = keys()->view_src;
+    return source != nullptr && source->op == GGML_OP_NONE ? source : nullptr;
+  }
 
   /// Whether the plugin can compute it, whatever the mask holds.
   bool claimed() const {

@@ -14,12 +14,15 @@ using recycled::index_t;
 /// What was done, in attention steps: a token in a layer.
 using Counts = recycled_ggml_statistics;
 
-/// K, as a count of rows or as a share of the cache that the host made.
+/// K, as a count of rows or as a share of a conversation's length.
 struct Capacity {
   index_t rows = 0;
-  index_t share = 8;  ///< with rows 0: K is the cache's cells / share
+  index_t share = 8;  ///< with rows 0: K is length / share
 
-  index_t of(index_t cells) const { return rows > 0 ? rows : std::max(cells / share, index_t{1}); }
+  /// Of a cache of `cells`, for a conversation of `length`.
+  index_t of(index_t length, index_t cells) const {
+    return rows > 0 ? std::min(rows, cells) : std::max(length / share, index_t{1});
+  }
 };
 
 struct Policy {
@@ -59,7 +62,7 @@ inline std::string describe(const Policy& policy) {
   if (!policy.recycles()) return "exact";
   return policy.schedule.name + ", capacity " +
          (policy.capacity.rows > 0 ? std::to_string(policy.capacity.rows) + " rows"
-                                   : "1/" + std::to_string(policy.capacity.share) + " of the context") +
+                                   : "1/" + std::to_string(policy.capacity.share) + " of the length") +
          ", from " + std::to_string(policy.from) + " positions on";
 }
 

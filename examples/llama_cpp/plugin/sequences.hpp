@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "contents.hpp"
@@ -16,6 +17,7 @@ struct RememberedLayer {
   std::unique_ptr<Attention> attention;
   Contents contents;
   index_t epoch = 0;
+  index_t room = 0;  ///< length that the recycle cache was made for
 };
 
 /// One sequence in one cache: its cells in the order of its positions, and what each layer remembers.
@@ -23,14 +25,16 @@ struct Sequence {
   CellSet seen;
   std::vector<std::int32_t> cells;
   bool side_by_side = true;
-  index_t epoch = 0;  ///< grows when what layers remember has become wrong
-  std::uint64_t last_use = 0;
+  index_t epoch = 0;          ///< grows when what layers remember has become wrong
+  std::uint64_t version = 0;  ///< grows with every change of the cells
+  std::uint64_t last_plan = 0;
   std::unordered_map<const void*, RememberedLayer> layers;  ///< by their caches
 
   void append(std::int32_t cell) {
     side_by_side = side_by_side && (cells.empty() || cell == cells.back() + 1);
     cells.push_back(cell);
     seen.insert(cell);
+    ++version;
   }
   void assign(const std::vector<std::int32_t>& all) {
     seen = {};
@@ -38,6 +42,7 @@ struct Sequence {
     side_by_side = true;
     for (const std::int32_t cell : all) append(cell);
     ++epoch;
+    ++version;
   }
 };
 
@@ -45,13 +50,14 @@ struct Sequence {
 class Sequences {
  public:
   struct Followed {
-    std::shared_ptr<Sequence> sequence;
-    bool continues;  ///< its first token saw what the sequence saw before, and one cell more
+    std::shared_ptr<Sequence> sequence;  ///< null: there is no room to remember another
+    bool continues;                      ///< its first token saw what the sequence saw before, and one cell more
   };
 
   /// The sequence that `chain` belongs to, with the chain's cells appended. One that does not continue any is a new
-  /// one, or an old one starts again: nothing that layers remember of it counts then.
-  Followed follow(const Chain& chain, index_t most) {
+  /// one, or an old one starts again: nothing that layers remember of it counts then. `plan` numbers the masks.
+  Followed follow(const Chain& chain, index_t most, std::uint64_t plan) {
+    if (plan != plan_) previous_plan_ = std::exchange(plan_, plan);
     for (const auto& sequence : all_) {
       const Difference step(sequence->seen, chain.seen);
       if (step.added != 1 || step.removed != 0) continue;
@@ -60,29 +66,32 @@ class Sequences {
       return {used(sequence), true};
     }
     const std::shared_ptr<Sequence> sequence = vacant(chain.seen, static_cast<std::size_t>(most));
+    if (sequence == nullptr) return {nullptr, false};
     sequence->assign(chain.cells);
     return {used(sequence), false};
   }
-  const std::vector<std::shared_ptr<Sequence>>& all() const { return all_; }
 
  private:
   const std::shared_ptr<Sequence>& used(const std::shared_ptr<Sequence>& sequence) {
-    sequence->last_use = ++clock_;
+    sequence->last_plan = plan_;
     return sequence;
   }
   /// A sequence that may start again: one that sees no less than `seen` has been rolled back; or else a new one, or the
-  /// one that was used least recently.
+  /// one that was used least recently. Null if all are in use: more sequences than there is room for would drive one
+  /// another out at every token.
   std::shared_ptr<Sequence> vacant(const CellSet& seen, std::size_t most) {
     for (const auto& sequence : all_) {
-      if (Difference(sequence->seen, seen).added == 0) return sequence;
+      if (sequence->last_plan != plan_ && Difference(sequence->seen, seen).added == 0) return sequence;
     }
     if (all_.size() < most) return all_.emplace_back(std::make_shared<Sequence>());
-    return *std::min_element(all_.begin(), all_.end(),
-                             [](const auto& a, const auto& b) { return a->last_use < b->last_use; });
+    const auto oldest = std::min_element(all_.begin(), all_.end(),
+                                         [](const auto& a, const auto& b) { return a->last_plan < b->last_plan; });
+    return (*oldest)->last_plan < previous_plan_ ? *oldest : nullptr;
   }
 
   std::vector<std::shared_ptr<Sequence>> all_;
-  std::uint64_t clock_ = 0;
+  std::uint64_t plan_ = 0;
+  std::uint64_t previous_plan_ = 0;
 };
 
 }  // namespace plugin
