@@ -171,7 +171,7 @@ TEST(SteadyDecoding, OverPagesAllocatesAtTheFirstStepAlone) {
   reference::Random random(1);
   const auto cache = reference::Cache<float>::random(shape, prompt + steps, random, {.page = 3});
   const std::vector<float> query = random.row(shape.query_size());
-  std::vector<float> out(reference::at(shape.output_size()));
+  std::vector<float> out(reference::at(shape.query_size()));
   LayerAttention<float> layer(shape, {.capacity = 24, .max_length = prompt + steps});
   const auto step = [&](index_t length) { return allocations_of([&] { layer.step(query, cache.view(length), out); }); };
   EXPECT_LE(step(prompt), 1);  // room to gather rows in
