@@ -109,7 +109,8 @@ class Engine {
     Chain chain;
     for (index_t c = 0; c < node.cells(); ++c) chain.cells.push_back(static_cast<std::int32_t>(c));
     std::vector<Part> parts;
-    for (chain.first = 0; chain.first < node.tokens(); ++chain.first) parts.push_back({chain, nullptr, false, true});
+    for (chain.first = 0; chain.first < node.tokens(); ++chain.first)
+      parts.push_back({.chain = chain, .side_by_side = true});
     plan.streams.assign(static_cast<std::size_t>(node.streams()), parts);
     return true;
   }

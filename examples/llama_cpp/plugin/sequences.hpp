@@ -42,7 +42,6 @@ struct Sequence {
     side_by_side = true;
     for (const std::int32_t cell : all) append(cell);
     ++epoch;
-    ++version;
   }
 };
 

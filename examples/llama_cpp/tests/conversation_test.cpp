@@ -25,7 +25,6 @@ class Chat {
   Chat(const Settings& settings, bool recycling) : recycling_(recycling), context_(make_context(model, settings)) {}
 
   const std::vector<std::vector<float>>& logits() const { return logits_; }
-  bool recycling() const { return recycling_; }
   llama_memory_t memory() const { return llama_get_memory(context_.get()); }
   llama_context* context() const { return context_.get(); }
   llama_pos end(llama_seq_id sequence = 0) const { return llama_memory_seq_pos_max(memory(), sequence) + 1; }
@@ -41,11 +40,7 @@ class Chat {
   }
   /// A token of each sequence, in one batch.
   void generate_all(int tokens, const std::vector<llama_seq_id>& sequences) {
-    for (int i = 0; i < tokens; ++i) {
-      std::vector<Token> batch;
-      for (const llama_seq_id sequence : sequences) batch.push_back(next(sequence));
-      record(decode(context_.get(), batch, batch.size()));
-    }
+    for (int i = 0; i < tokens; ++i) mixed(sequences);
   }
   /// Tokens of these sequences, in one batch.
   void mixed(const std::vector<llama_seq_id>& sequences) {
