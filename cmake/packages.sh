@@ -7,7 +7,7 @@ build_packages=(g++ cmake ninja-build libeigen3-dev)
 
 export CXX=${CXX:-g++}
 if command -v ccache >/dev/null; then
-  export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
 fi
 
 say() { printf '\n== %s\n' "$*"; }

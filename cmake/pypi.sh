@@ -27,3 +27,10 @@ fetch_llama_cpp() {
   rm "$folder/llama_cpp_python-$llama_cpp_python.tar.gz"
   mv "$llama_cpp_source.part" "$llama_cpp_source"
 }
+
+# ggml_options ARCH: sets options for a build of ggml for ARCH, or for this machine where that is native.
+ggml_options() {
+  options=()
+  [ "$1" = native ] || options=(-DGGML_NATIVE=OFF "-DCMAKE_C_FLAGS=-march=$1" "-DCMAKE_CXX_FLAGS=-march=$1"
+    -DGGML_{SSE42,AVX,AVX2,BMI2,FMA,F16C}"=OFF")  # what it would add of its own accord
+}

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Stock llama.cpp with and without the plugin: tokens a second over the length of the context.
 
-Every figure is llama-bench's own (--n-gen tokens behind --n-depth), of a process of its own; the median over rounds,
-in each of which all settings take their turn. Called by ./run, which knows the paths.
+Every figure is llama-bench's own (--n-gen and --n-prompt tokens behind --n-depth, three times in one process); the
+median over rounds, in each of which all settings take their turn. Called by ./run, which knows the paths.
 """
 import argparse
 import json
@@ -41,13 +41,15 @@ def run(command, env):
     return output, usage.ru_maxrss / 1024
 
 
-def speed(options, context, schedule):
-    """(tokens a second, peak MiB) behind `context` tokens."""
+def speeds(options, context, schedule):
+    """(tokens a second of generating, of reading a prompt: a list of each; peak MiB) behind `context` tokens."""
     output, peak = run(
-        [f"{options.host}/llama-bench", "-m", options.model, "-p", "0", "-n", str(options.tokens), "-d", str(context),
-         "-fa", "1", "-t", str(options.threads), "-r", "1", "-o", "json"],
+        [f"{options.host}/llama-bench", "-m", options.model, "-p", str(options.prompt), "-n", str(options.tokens),
+         "-d", str(context), "-fa", "1", "-t", str(options.threads), "-r", "3", "-o", "json"],
         environment(options, schedule))
-    return json.loads(output)[0]["avg_ts"], peak
+    tests = json.loads(output)
+    return ([sample for test in tests if test["n_gen"] > 0 for sample in test["samples_ts"]],
+            [sample for test in tests if test["n_gen"] == 0 for sample in test["samples_ts"]], peak)
 
 
 def show_generation(options):
@@ -66,20 +68,22 @@ def show_generation(options):
 
 
 def measure(options):
-    """[{context, stock, exact, ...: median tokens/s, spread, peak_mib}]"""
+    """[{context, stock, exact, ...: median tokens/s, and its spread, prompt, peak_mib}]"""
     samples = {}
     for done in range(options.rounds):
         for context in options.contexts:
             for name, (_, _, _, schedule) in SETTINGS.items():
-                samples.setdefault((context, name), []).append(speed(options, context, schedule))
+                samples.setdefault((context, name), []).append(speeds(options, context, schedule))
         print(f"round {done + 1} of {options.rounds} done", file=sys.stderr)
     rows = []
     for context in options.contexts:
         row = {"context": context}
         for name in SETTINGS:
-            speeds, peaks = zip(*samples[context, name])
-            row[name] = round(statistics.median(speeds), 2)
-            row[f"{name}_spread"] = round((max(speeds) - min(speeds)) / row[name], 3)
+            generated, read, peaks = zip(*samples[context, name])
+            generated, read = sum(generated, []), sum(read, [])
+            row[name] = round(statistics.median(generated), 2)
+            row[f"{name}_spread"] = round((max(generated) - min(generated)) / row[name], 3)
+            row[f"{name}_prompt"] = round(statistics.median(read), 1)
             row[f"{name}_peak_mib"] = round(max(peaks))
         rows.append(row)
     return rows
@@ -109,7 +113,7 @@ def cpu_name():
 
 def print_table(rows, options):
     print(f"\n{os.path.basename(options.model)}, {options.threads} threads of {cpu_name()}, tokens a second "
-          f"(median of {options.rounds})")
+          f"(median of {3 * options.rounds})")
     titles = [title for title, *_ in SETTINGS.values()]
     print(f"{'context':>8} {titles[0]:>16}" + "".join(f" {title:>24}" for title in titles[1:]))
     for row in rows:
@@ -117,9 +121,12 @@ def print_table(rows, options):
         for name in list(SETTINGS)[1:]:
             line += f" {row[name]:16.1f} {row[name] / row['stock']:5.2f} x"
         print(line)
-    longest = rows[-1]
-    print(f"{'peak MiB':>8} {longest['stock_peak_mib']:16}"
-          + "".join(f" {longest[f'{name}_peak_mib']:16}        " for name in list(SETTINGS)[1:]))
+    print(f"{'peak MiB':>8} {rows[-1]['stock_peak_mib']:16}"
+          + "".join(f" {rows[-1][f'{name}_peak_mib']:16}        " for name in list(SETTINGS)[1:]))
+    print(f"\nreading {options.prompt} more tokens of a prompt, tokens a second")
+    for row in rows:
+        print(f"{row['context']:8} {row['stock_prompt']:16.1f} {row['exact_prompt']:16.1f} "
+              f"{row['exact_prompt'] / row['stock_prompt']:5.2f} x")
 
 
 def draw(rows, options):
@@ -150,7 +157,8 @@ def main():
     parser.add_argument("--contexts", type=lambda text: [int(part) for part in text.split(",")],
                         default=[0, 1024, 2048, 4096, 7168])
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=min(os.cpu_count(), 8))
     parser.add_argument("--generation", type=int, default=3000, help="about so many tokens of prompt; 0: none")
     options = parser.parse_args()

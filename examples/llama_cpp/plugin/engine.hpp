@@ -4,9 +4,7 @@
 #include <map>
 #include <tuple>
 
-#include "node.hpp"
-#include "policy.hpp"
-#include "sequences.hpp"
+#include "plan.hpp"
 
 namespace plugin {
 
@@ -14,138 +12,23 @@ namespace plugin {
 class Engine {
  public:
   void set_threads(int count) { threads_.set_count(count); }
-  void set_policy(const Policy& policy) {
-    policy_ = policy;
-    plans_.clear();
-    caches_.clear();
-  }
+  void set_policy(const Policy& policy) { plans_.set_policy(policy); }
   const Counts& counts() const { return counts_; }
   void count_handed_back() { ++counts_.handed_back; }
 
   /// Writes the node's output. False, and nothing written, if the host has to compute it.
   bool compute(const Node& node) {
-    Plan& plan = plan_for(node);
-    if (!plan.understood) return false;
-    const bool first_layer = plan.layers.empty();
-    plan.layers.push_back(node.cache());
-    for (std::size_t s = 0; s < plan.streams.size(); ++s) {
-      for (const Part& part : plan.streams[s]) run(node, static_cast<index_t>(s), part, first_layer);
+    Plan* const plan = plans_.find(node, counts_);
+    if (plan == nullptr) return false;
+    const bool first_layer = plan->layers.empty();
+    plan->layers.push_back(node.cache());
+    for (std::size_t s = 0; s < plan->streams.size(); ++s) {
+      for (const Part& part : plan->streams[s]) run(node, static_cast<index_t>(s), part, first_layer);
     }
     return true;
   }
 
  private:
-  /// A chain of tokens, and whose they are.
-  struct Part {
-    Chain chain;
-    std::shared_ptr<Sequence> sequence;  ///< null: nothing is remembered
-    bool recycles = false;               ///< a token that continues its sequence
-    std::uint64_t version = 0;           ///< of the sequence with this token as its last
-    bool side_by_side = false;
-  };
-  /// What a mask means, for all layers that share it.
-  struct Plan {
-    const void* mask = nullptr;
-    std::vector<std::uint16_t> copy;
-    index_t cells = 0;
-    index_t tokens = 0;
-    index_t stream_count = 0;
-    bool remembers = false;           ///< a sequence: a layer that comes again is the next token's
-    std::vector<const void*> layers;  ///< that have been computed by it; none twice
-    std::vector<std::vector<Part>> streams;
-    bool understood = false;
-  };
-  /// Layers that share masks, known by the cache of the first: one cache of the host, or what a window leaves of it.
-  struct Cache {
-    index_t cells = 0;
-    std::map<index_t, Sequences> streams;
-  };
-
-  // ---- From masks to plans
-
-  Plan& plan_for(const Node& node) {
-    const void* const mask = node.mask() == nullptr ? nullptr : node.mask()->data;
-    const auto known = std::find_if(plans_.begin(), plans_.end(), [&](const Plan& plan) { return plan.mask == mask; });
-    if (known != plans_.end()) {
-      const bool again = known->remembers &&
-                         std::find(known->layers.begin(), known->layers.end(), node.cache()) != known->layers.end();
-      if (mask != nullptr && !again && same_mask(*known, node)) return *known;
-      plans_.erase(known);
-    }
-    if (plans_.size() == most_plans) plans_.erase(plans_.begin());
-    Plan& plan = plans_.emplace_back(Plan{.mask = mask});
-    plan.understood = mask == nullptr ? understand_none(node, plan) : understand(node, plan);
-    return plan;
-  }
-  static std::size_t mask_halfs(const Node& node) { return static_cast<std::size_t>(ggml_nelements(node.mask())); }
-  static bool same_mask(const Plan& plan, const Node& node) {
-    return plan.copy.size() == mask_halfs(node) && plan.stream_count == node.streams() && plan.cells == node.cells() &&
-           plan.tokens == node.tokens() &&
-           std::memcmp(plan.copy.data(), node.mask()->data, plan.copy.size() * sizeof(std::uint16_t)) == 0;
-  }
-
-  bool understand(const Node& node, Plan& plan) {
-    const ggml_tensor* const mask = node.mask();
-    const auto* const halfs = static_cast<const std::uint16_t*>(mask->data);
-    plan.copy.assign(halfs, halfs + mask_halfs(node));
-    plan.cells = node.cells();
-    plan.tokens = node.tokens();
-    plan.stream_count = node.streams();
-    ++plan_number_;
-    for (index_t s = 0; s < node.streams(); ++s) {
-      const auto* const rows = halfs + (mask->ne[3] == 1 ? 0 : s) * static_cast<index_t>(mask->nb[3] / sizeof(*halfs));
-      auto chains = Chains::of(rows, node.cells(), node.tokens(), static_cast<index_t>(mask->nb[1] / sizeof(*halfs)));
-      if (!chains) return false;
-      std::vector<Part>& parts = plan.streams.emplace_back();
-      for (Chain& chain : *chains) {
-        parts.push_back(part_of(node, s, std::move(chain)));
-        plan.remembers = plan.remembers || parts.back().sequence != nullptr;
-      }
-    }
-    return true;
-  }
-  /// Every token sees every cell.
-  static bool understand_none(const Node& node, Plan& plan) {
-    Chain chain;
-    for (index_t c = 0; c < node.cells(); ++c) chain.cells.push_back(static_cast<std::int32_t>(c));
-    std::vector<Part> parts;
-    for (chain.first = 0; chain.first < node.tokens(); ++chain.first)
-      parts.push_back({.chain = chain, .side_by_side = true});
-    plan.streams.assign(static_cast<std::size_t>(node.streams()), parts);
-    return true;
-  }
-
-  Part part_of(const Node& node, index_t stream, Chain chain) {
-    Part part{.chain = std::move(chain)};
-    part.side_by_side = side_by_side(part.chain.cells);
-    const ggml_tensor* const cache = node.cache();
-    if (!policy_.recycles() || cache == nullptr || part.chain.window > 0 || part.chain.cells.empty()) return part;
-    Cache& of = caches_[cache];
-    of.cells = cache->ne[1];
-    // A smaller cache than others is that of a sliding window, and stays exact.
-    for (const auto& [first_layer, other] : caches_) {
-      if (other.cells > of.cells) return part;
-    }
-    const auto offset = static_cast<const char*>(node.keys()->data) - static_cast<const char*>(cache->data);
-    const index_t first_stream = offset / static_cast<index_t>(node.keys()->nb[3]);
-    const auto [sequence, continues] =
-        of.streams[first_stream + stream].follow(part.chain, policy_.sequences, plan_number_);
-    if (!continues) ++counts_.restarts;
-    if (sequence == nullptr) return part;
-    part.sequence = sequence;
-    part.version = sequence->version;
-    part.recycles = continues && part.chain.tokens == 1 && static_cast<index_t>(sequence->cells.size()) >= policy_.from;
-    return part;
-  }
-  static bool side_by_side(const std::vector<std::int32_t>& cells) {
-    for (std::size_t i = 1; i < cells.size(); ++i) {
-      if (cells[i] != cells[i - 1] + 1) return false;
-    }
-    return true;
-  }
-
-  // ---- From plans to outputs
-
   void run(const Node& node, index_t stream, const Part& part, bool first_layer) {
     const std::span<float> out = output(node, stream, part.chain);
     if (part.chain.cells.empty()) return std::fill(out.begin(), out.end(), 0.0F);
@@ -171,14 +54,15 @@ class Engine {
             std::span<float> out, bool first_layer) {
     const Cells cells{sequence.cells.data(), static_cast<index_t>(sequence.cells.size()), sequence.side_by_side};
     RememberedLayer& layer = sequence.layers[node.cache()];
+    const Policy& policy = plans_.policy();
     // A share of the length: made anew, with a full step, where that has grown, or started again much smaller.
     const bool other_length = layer.room < cells.count || layer.room > 2 * cells.count;
-    if (layer.attention == nullptr || (policy_.capacity.rows == 0 && other_length)) {
+    if (layer.attention == nullptr || (policy.capacity.rows == 0 && other_length)) {
       const index_t room = std::min(cells.count + cells.count / 4, index_t{node.cache()->ne[1]});
       layer.attention =
           make_attention(node.keys()->type, node.shape(),
-                         {.capacity = policy_.capacity.of(room, node.cache()->ne[1]), .attention = node.options()},
-                         RuntimeSchedule{policy_.schedule.schedule}, scratch_);
+                         {.capacity = policy.capacity.of(room, node.cache()->ne[1]), .attention = node.options()},
+                         RuntimeSchedule{policy.schedule.schedule}, scratch_);
       layer.room = room;
       layer.epoch = -1;
     }
@@ -251,14 +135,9 @@ class Engine {
     return queries_;
   }
 
-  static constexpr std::size_t most_plans = 4;
-
-  Policy policy_;
   Threads threads_;
   Counts counts_ = {};
-  std::vector<Plan> plans_;
-  std::uint64_t plan_number_ = 0;
-  std::map<const void*, Cache> caches_;
+  Plans plans_;
   std::map<std::tuple<ggml_type, index_t, index_t, index_t, index_t, float, float, index_t>, std::unique_ptr<Attention>>
       exact_;
   std::shared_ptr<recycled::Scratch> scratch_ = std::make_shared<recycled::Scratch>();

@@ -4,13 +4,17 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <recycled/types/config.hpp>
+#include <span>
 #include <vector>
 
 namespace plugin {
 
 using recycled::index_t;
+
+static_assert(std::endian::native == std::endian::little, "masks are read four halfs at a time");
 
 /// A set of cells, a bit each.
 class CellSet {
@@ -18,14 +22,17 @@ class CellSet {
   /// Reads a row of a mask: halfs, 0 where a cell is seen and -infinity where it is not. False if there is anything
   /// else: a bias, which only the host knows how to add.
   bool read(const std::uint16_t* row, index_t cells) {
-    words_.assign(static_cast<std::size_t>((cells + 63) / 64), 0);
-    bool plain = true;
-    for (index_t i = 0; i < cells; ++i) {
-      const bool seen = (row[i] & 0x7FFF) == 0;
-      plain = plain && (seen || row[i] == 0xFC00);
-      words_[static_cast<std::size_t>(i / 64)] |= std::uint64_t{seen} << (i % 64);
-    }
-    return plain;
+    words_.resize(static_cast<std::size_t>((cells + 63) / 64));
+    std::uint64_t others = 0;
+    for (std::size_t w = 0; w < words_.size(); ++w) words_[w] = word_of(row, cells, w, others);
+    return others == 0;
+  }
+  /// Whether reading that row would make this set.
+  bool says(const std::uint16_t* row, index_t cells) const {
+    std::uint64_t others = 0;
+    if (words_.size() != static_cast<std::size_t>((cells + 63) / 64)) return false;
+    for (std::size_t w = 0; w < words_.size(); ++w) others |= words_[w] ^ word_of(row, cells, w, others);
+    return others == 0;
   }
   void insert(index_t cell) {
     const auto word = static_cast<std::size_t>(cell / 64);
@@ -43,8 +50,34 @@ class CellSet {
   }
   std::uint64_t word(std::size_t w) const { return w < words_.size() ? words_[w] : 0; }
   std::size_t words() const { return words_.size(); }
+  std::size_t size() const {
+    std::size_t count = 0;
+    for (const std::uint64_t word : words_) count += static_cast<std::size_t>(std::popcount(word));
+    return count;
+  }
 
  private:
+  /// Bits of the cells from 64 * w on. `others` gets bits for whatever is neither 0 nor -infinity.
+  static std::uint64_t word_of(const std::uint16_t* row, index_t cells, std::size_t w, std::uint64_t& others) {
+    const index_t begin = static_cast<index_t>(64 * w), count = std::min(cells - begin, index_t{64});
+    std::uint64_t word = 0;
+    index_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+      std::uint64_t halfs;
+      std::memcpy(&halfs, row + begin + i, sizeof halfs);
+      word |= four(halfs, others) << i;
+    }
+    for (; i < count; ++i) word |= (four(row[begin + i], others) & 1) << i;
+    return word;
+  }
+  /// Four halfs of a mask in one word: a bit for each that is 0. The product moves their bits side by side.
+  static std::uint64_t four(std::uint64_t halfs, std::uint64_t& others) {
+    constexpr std::uint64_t ones = 0x0001000100010001;
+    const std::uint64_t hidden = (halfs >> 10) & ones;
+    others |= halfs ^ hidden * 0xFC00;
+    return ~((hidden * 0x0001000200040008) >> 48) & 0xF;
+  }
+
   std::vector<std::uint64_t> words_;
 };
 
@@ -83,16 +116,10 @@ struct Chain {
 /// Cuts the tokens of a mask into chains, as long as possible.
 class Chains {
  public:
-  /// `mask`: a row of `cells` halfs for each token, `stride` halfs apart. Nothing if the host has to compute this: a
-  /// mask that is more than seen and not seen, or tokens that see each other both ways.
-  static std::optional<std::vector<Chain>> of(const std::uint16_t* mask, index_t cells, index_t tokens,
-                                              index_t stride) {
-    std::vector<CellSet> rows(static_cast<std::size_t>(tokens));
-    for (index_t t = 0; t < tokens; ++t) {
-      if (!rows[static_cast<std::size_t>(t)].read(mask + t * stride, cells)) return std::nullopt;
-    }
+  /// `rows`: what each token sees. Nothing if the host has to compute this: tokens that see each other both ways.
+  static std::optional<std::vector<Chain>> of(std::span<const CellSet> rows) {
     std::vector<Chain> chains;
-    for (index_t t = 0; t < tokens; t += chains.back().tokens) {
+    for (index_t t = 0; t < static_cast<index_t>(rows.size()); t += chains.back().tokens) {
       chains.push_back(start(rows, t));
       Chain& chain = chains.back();
       if (!chain.cells.empty() && !extend(rows, chain)) return std::nullopt;
@@ -101,15 +128,16 @@ class Chains {
   }
 
  private:
-  static Chain start(const std::vector<CellSet>& rows, index_t token) {
+  static Chain start(std::span<const CellSet> rows, index_t token) {
     Chain chain{.first = token, .cells = {}, .seen = rows[static_cast<std::size_t>(token)]};
+    chain.cells.reserve(chain.seen.size() + 1);
     chain.seen.for_each([&](index_t cell) { chain.cells.push_back(static_cast<std::int32_t>(cell)); });
     return chain;
   }
 
   /// Takes the tokens that follow into `chain`, as far as each sees one cell more than the one before it and no
   /// other: at most one that falls out of a window. False for two tokens that see the same.
-  static bool extend(const std::vector<CellSet>& rows, Chain& chain) {
+  static bool extend(std::span<const CellSet> rows, Chain& chain) {
     std::vector<std::int32_t> left;  // by the window, in this order
     std::vector<std::int32_t> came;
     auto token = static_cast<std::size_t>(chain.first);

@@ -3,10 +3,10 @@
 // usage: agreement MODEL PLUGIN TEXT --context N --tokens N [--schedules LIST] [--capacity K] [--json FILE]
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <sstream>
 
 #include "host.hpp"
 
@@ -66,15 +66,6 @@ Line compare(const std::string& name, const Logits& actual, const Logits& expect
   return line;
 }
 
-std::vector<std::string> split(const std::string& list) {
-  std::vector<std::string> parts;
-  for (std::size_t begin = 0, end = 0; end != std::string::npos; begin = end + 1) {
-    end = list.find(',', begin);
-    parts.push_back(list.substr(begin, end - begin));
-  }
-  return parts;
-}
-
 void run(const char* model_path, const char* plugin_path, const char* text_path,
          std::map<std::string, std::string>& options) {
   const int context = std::stoi(options["--context"]), count = std::stoi(options["--tokens"]);
@@ -98,7 +89,8 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
   const Context ours = make_context(model.get(), settings);
   read_prompt(ours.get(), text, context);
   plugin.set("capacity", options["--capacity"]);
-  for (const std::string& schedule : split(options["--schedules"])) {
+  std::istringstream schedules(options["--schedules"]);
+  for (std::string schedule; std::getline(schedules, schedule, ',');) {
     llama_memory_seq_rm(llama_get_memory(ours.get()), 0, context, -1);
     plugin.set("schedule", schedule);
     lines.push_back(compare(schedule, follow(ours.get(), text, context), expected));
