@@ -14,16 +14,19 @@ namespace examples {
 using recycled::index_t;
 
 /// A new schedule takes a place here and a line in parse_schedule.
-using AnySchedule =
-    std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride, recycled::QuerySimilarity>;
+using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride,
+                                 recycled::QuerySimilarity, recycled::SelfCalibrating>;
 
 struct NamedSchedule {
   std::string name;  ///< as the user wrote it
   AnySchedule schedule;
+  recycled::TopK selection = {};  ///< that goes with it
 };
 
 inline constexpr std::string_view known_schedules =
-    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD";
+    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE";
+/// What SelfCalibrating's sets are chosen by.
+inline const recycled::TopK remembering{.memory = 0.7F, .observation_window = 32};
 
 inline std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
@@ -55,13 +58,17 @@ inline NamedSchedule parse_schedule(const std::string& option, const std::string
     return parts[0] == name && parts.size() == 1 + parameters;
   };
   const auto stride = [&] { return parse_number<index_t>("stride", parts[1]); };
-  const auto checked = [&](auto schedule) {
+  const auto checked = [&](auto schedule, const recycled::TopK& selection = {}) {
     schedule.validate();
-    return NamedSchedule{text, schedule};
+    return NamedSchedule{text, std::move(schedule), selection};
   };
   try {
     if (is("always", 0)) return {text, recycled::AlwaysFull{}};
     if (is("never", 0)) return {text, recycled::NeverFull{}};
+    if (is("self-calibrating", 0)) return {text, recycled::SelfCalibrating{}, remembering};
+    if (is("self-calibrating", 1)) {
+      return checked(recycled::SelfCalibrating{.late = parse_number<float>("late", parts[1])}, remembering);
+    }
     if (is("fixed-stride", 1)) return checked(recycled::FixedStride{stride()});
     if (is("query-similarity", 2)) {
       return checked(recycled::QuerySimilarity{stride(), parse_number<float>("threshold", parts[2])});

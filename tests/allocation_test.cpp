@@ -72,9 +72,10 @@ int allocations_of(const F& f) {
 
 /// The allocations of decode steps, the first after the prompt included.
 template <class T, class Policy, class E>
-int decoder_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor) {
-  Decoder<T, Policy> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps, .attention = attention},
-                             policy);
+int decoder_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor,
+                        const TopK& selection = {}) {
+  Decoder<T, Policy> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps, .attention = attention}, policy,
+                             selection);
   reference::Tokens tokens(shape, 1);
   reference::prefill(decoder, tokens.next(prompt), executor);
   const std::vector<Token> rest = tokens.next(steps);
@@ -108,6 +109,9 @@ void expect_no_allocation(E&& executor) {
     EXPECT_EQ((decoder_allocations<float>(QuerySimilarity{3, 0.8F}, attention, executor)), 0);
     EXPECT_EQ((decoder_allocations<half>(NeverFull{}, attention, executor)), 0);
     EXPECT_EQ((decoder_allocations<float>(AlwaysFull{}, attention, executor)), 0);
+    EXPECT_EQ((decoder_allocations<float>(SelfCalibrating{}, attention, executor,
+                                          {.memory = 0.7F, .observation_window = 16})),
+              0);
     EXPECT_EQ((layer_allocations<bfloat16>(FixedStride{5}, attention, executor)), 0);
     EXPECT_EQ((layer_allocations<float>(QuerySimilarity{3, 0.8F}, attention, executor)), 0);
     EXPECT_EQ((layer_allocations<float>(AlwaysFull{}, attention, executor)), 0);

@@ -80,7 +80,8 @@ TEST(Prompt, DecodeStepsCountFromItsEnd) {
 
 /// The outputs of a prompt and of the steps after it. Decoder and model have one layer.
 reference::Bits run(const AttentionOptions& attention, const std::vector<index_t>& chunks) {
-  Decoder<bfloat16, FixedStride> decoder({1, shape}, {.capacity = 32, .attention = attention}, {4}, {7, 5});
+  Decoder<bfloat16, FixedStride> decoder({1, shape}, {.capacity = 32, .attention = attention}, {4},
+                                         {.observation_window = 5});
   Tokens tokens(shape, 11);
   reference::Bits all;
   for (const index_t chunk : chunks) {

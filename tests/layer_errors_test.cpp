@@ -70,9 +70,12 @@ TEST(WrongPolicy, IsNamed) {
   expect_message(layer_message(shape, options, QuerySimilarity{1, 1.5F}), "QuerySimilarity.threshold = 1.5", "-1 to 1");
   expect_message(layer_message(shape, options, QuerySimilarity{1, std::nanf("")}), "QuerySimilarity.threshold = nan",
                  "-1 to 1");
-  expect_message(layer_message(shape, options, FixedStride{}, TopK{4}), "TopK.pool = 4", "odd");
-  expect_message(layer_message(shape, options, FixedStride{}, TopK{-1}), "TopK.pool = -1", "odd");
-  expect_message(layer_message(shape, options, FixedStride{}, TopK{7, 0}), "TopK.observation_window = 0", "at least 1");
+  expect_message(layer_message(shape, options, FixedStride{}, TopK{.memory = 1}), "TopK.memory = 1",
+                 "0 to less than 1");
+  expect_message(layer_message(shape, options, FixedStride{}, TopK{.pool = 4}), "TopK.pool = 4", "odd");
+  expect_message(layer_message(shape, options, FixedStride{}, TopK{.pool = -1}), "TopK.pool = -1", "odd");
+  expect_message(layer_message(shape, options, FixedStride{}, TopK{.observation_window = 0}),
+                 "TopK.observation_window = 0", "at least 1");
 }
 
 TEST(WrongSize, IsFoundBeforeMemoryIsAskedFor) {
@@ -93,7 +96,7 @@ class Called : public testing::Test {
   Called()
       : random(4),
         cache(reference::Cache<float>::random(shape, 40, random)),
-        layer(shape, {.capacity = 6}, {3}, {7, 3}) {
+        layer(shape, {.capacity = 6}, {3}, {.observation_window = 3}) {
     layer.prefill(random.row(20 * 32), cache.view(20), out_of(20));
     for (length = 21; length <= 25; ++length) layer.step(random.row(32), cache.view(length), out_of(1));
     query = random.row(32);

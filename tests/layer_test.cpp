@@ -102,7 +102,7 @@ TEST(LayerAttention, GivesTheBitsOfADecoder) {
 TEST(LayerAttention, ObserveStandsInForPrefill) {
   for (const index_t window : {1, 5}) {
     const Host<bfloat16> host({});
-    const TopK selection{7, window};
+    const TopK selection{.observation_window = window};
     LayerAttention<bfloat16, QuerySimilarity> filled(shape, {.capacity = 16}, {3, 0.8F}, selection);
     host.prefill(filled, prompt);
     const Bits expected = host.steps(filled, prompt, length);

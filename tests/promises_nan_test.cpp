@@ -175,7 +175,8 @@ TEST(NanQuery, AnywhereInTheObservationWindowMakesTheFirstStepFull) {
   reference::Random random(5);
   const auto cache = Cache<float>::random(shape, length, random);
   for (const std::size_t token : {0U, 1U, 2U}) {
-    LayerAttention<float, NeverFull> layer(shape, {.capacity = 12, .attention = {.window = 30}}, {}, {7, 3});
+    LayerAttention<float, NeverFull> layer(shape, {.capacity = 12, .attention = {.window = 30}}, {},
+                                           {.observation_window = 3});
     std::vector<float> queries = random.row(3 * shape.query_size());
     std::vector<float> out(reference::at(shape.output_size()));
     queries[token * reference::at(shape.query_size()) + 70] = std::nanf("");  // a query head of KV head 1

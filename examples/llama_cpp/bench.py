@@ -17,6 +17,7 @@ SETTINGS = {  # name in the JSON: (title, colour, marker, what RECYCLED_SCHEDULE
     "exact": ("exact", "#444444", "o", "exact"),
     "fixed_stride": ("fixed-stride:10", "#0072B2", "D", "fixed-stride:10"),
     "query_similarity": ("query-similarity:5:0.85", "#009E73", "^", "query-similarity:5:0.85"),
+    "self_calibrating": ("self-calibrating", "#CC79A7", "v", "self-calibrating"),
 }
 
 

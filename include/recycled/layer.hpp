@@ -40,6 +40,10 @@ class LayerAttention {
         full_queries_(shape_.query_size(), 0.0F) {
     detail::validate(schedule);
     detail::validate(selection);
+    if constexpr (requires { initial_schedule_.reserve(shape_.kv_heads); }) {
+      initial_schedule_.reserve(shape_.kv_heads);
+      schedule_ = initial_schedule_;
+    }
     statistics_.heads.resize(static_cast<std::size_t>(shape_.kv_heads));
   }
   /// A copy works in a Scratch of its own.
@@ -64,7 +68,7 @@ class LayerAttention {
     check(query, kv, out, 1, compared);
     const std::span<const float> queries = compared.empty() ? query : compared;
     prepare(kv, executor);
-    attention_.scratch().reserve(kv.length, kv.pages);
+    attention_.reserve(kv);
     decide(queries, kv.length);
     attention_.run(query.data(), kv, out.data(), executor);
     ++step_;
@@ -111,7 +115,7 @@ class LayerAttention {
     detail::require(kv.length >= length_, "KvView.length", kv.length,
                     [this] { return detail::text("at least the prompt's ", length_); });
     if constexpr (recycles) {
-      attention_.scratch().reserve(kv.length, kv.pages);
+      attention_.reserve(kv);
       attention_.choose_from_prompt(prompt_, kv, length_, executor);
       std::fill(ages_.begin(), ages_.end(), index_t{0});
     }

@@ -15,5 +15,6 @@
 #include "recycled/schedule/fixed_stride.hpp"
 #include "recycled/schedule/never_full.hpp"
 #include "recycled/schedule/query_similarity.hpp"
+#include "recycled/schedule/self_calibrating.hpp"
 #include "recycled/selection/top_k.hpp"
 #include "recycled/version.hpp"

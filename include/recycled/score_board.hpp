@@ -47,11 +47,11 @@ class ScoreBoard {
 
   /// Replaces the set of KV head `g` by what `selection` makes of the scores. `view` holds at least the positions seen.
   template <Scalar T, Selection Keep>
-  void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view,
+  void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, bool of_prompt,
               RecycleCache<T>& cache) noexcept {
     const index_t length = visible.window.end;
     const std::span<float> ranked(ranks(g), static_cast<std::size_t>(length));
-    selection.rank(Scores{{log_weights(g), ranked.size()}}, ranked);
+    selection.rank(Scores{{log_weights(g), ranked.size()}, of_prompt}, ranked);
     if (visible.window.begin > visible.sinks.end) {
       // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
       for (float& rank : ranked) rank = detail::sane_rank(rank);

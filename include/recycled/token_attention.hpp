@@ -38,9 +38,14 @@ class TokenAttention {
         work_(shape.kv_heads),
         lse_(shape.query_heads) {
     if constexpr (Recycles) cache_ = RecycleCache<T>(shape, options.capacity);
+    reserve_selections(options.max_length);
   }
 
-  /// What the steps work in: its reserve() comes before every run() and choose_from_prompt().
+  /// Comes before every run() and choose_from_prompt(): what may fail for want of memory, with nothing changed.
+  void reserve(const KvView<T>& kv) {
+    scratch_.reserve(kv.length, kv.pages);
+    reserve_selections(kv.length);
+  }
   detail::LayerScratch<T, Recycles>& scratch() noexcept { return scratch_; }
   const detail::LayerScratch<T, Recycles>& scratch() const noexcept { return scratch_; }
   Array<Head>& heads() noexcept { return heads_; }
@@ -73,7 +78,7 @@ class TokenAttention {
         scores().score(g, lse_of(g), visible);
         if (tokens > 1) scores().average(g, seen, length, i, tokens);
         heads_[g].must_refresh = !is_sound(g) || (i > 0 && heads_[g].must_refresh);
-        if (i + 1 == tokens) scores().choose(g, selection(g), visible, kv, cache_);
+        if (i + 1 == tokens) scores().choose(g, selection(g), visible, kv, true, cache_);
       });
     }
     attempt.succeeded = true;
@@ -85,6 +90,7 @@ class TokenAttention {
       // A layer that holds nothing may meet a cache of any length next.
       if (length == 0 || cache_.last_evictor(g) >= length) heads_[g].must_refresh = true;
       cache_.truncate(g, length);
+      if constexpr (requires(Keep & keep, index_t n) { keep.truncate(n); }) selection(g).truncate(length);
     }
   }
   void clear(const Keep& selection) {
@@ -95,6 +101,12 @@ class TokenAttention {
 
  private:
   using Isa = simd::native;
+
+  void reserve_selections(index_t length) {
+    if constexpr (Recycles && requires(Keep & keep) { keep.reserve(length); }) {
+      for (Keep& keep : selections_) keep.reserve(length);
+    }
+  }
 
   /// A step that an executor's exception cuts short leaves sets that are neither old nor new: they are dropped, and the
   /// next step is full.
@@ -186,7 +198,7 @@ class TokenAttention {
       scores().score(g, lse_of(g), visible);
       head.measured = !head.must_refresh;
       if (head.measured) scores().measure_old(g, lse_of(g), kv.length - 1, cache_);
-      scores().choose(g, selection(g), visible, kv, cache_);
+      scores().choose(g, selection(g), visible, kv, false, cache_);
       head.must_refresh = !is_sound(g);
       if (head.measured) head.retained_mass = scores().retained_mass(g, lse_of(g), cache_);
     }

@@ -13,7 +13,9 @@ namespace reference {
 class Layer {
  public:
   Layer(const Options& options, Schedule schedule)
-      : options_(options), schedule_(std::move(schedule)), heads_(at(options.shape.kv_heads)) {
+      : options_(options),
+        schedule_(schedule.another ? schedule.another() : std::move(schedule)),
+        heads_(at(options.shape.kv_heads)) {
     for (Head& head : heads_) head.full_queries.assign(at(group() * options_.shape.head_dim), 0);
   }
 
@@ -77,6 +79,7 @@ class Layer {
       head.keys.resize(at(length));
       head.values.resize(at(length));
       head.scores.resize(std::min(head.scores.size(), at(length)));
+      head.remembered.resize(std::min(head.remembered.size(), at(length)));
       head.age = std::max(head.age - removed, index_t{0});
       const auto gone = [length](index_t p) { return p >= length; };
       if (length == 0 || std::any_of(head.evictors.begin(), head.evictors.end(), gone)) head.must_refresh = true;
@@ -151,14 +154,28 @@ class Layer {
         for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += std::exp(one[j]) / static_cast<Real>(queries);
       }
       for (Real& score : mean) score = std::log(score);
+      heads_[at(g)].remembered.clear();
       choose(heads_[at(g)], mean);
       heads_[at(g)].age = 0;
     }
     prompt_.clear();
   }
 
+  /// Weights averaged with those of the full steps before; a token that is new begins with none.
+  std::vector<Real> remember(Head& head, const std::vector<Real>& measured) const {
+    const Real share = head.remembered.empty() ? 1 : 1 - options_.memory;
+    head.remembered.resize(measured.size(), 0);
+    std::vector<Real> scores;
+    for (std::size_t j = 0; j < measured.size(); ++j) {
+      head.remembered[j] += share * (std::exp(measured[j]) - head.remembered[j]);
+      scores.push_back(std::log(head.remembered[j]));
+    }
+    return scores;
+  }
+
   /// Pool, sort, keep the first K; among equal scores the lower positions.
-  void choose(Head& head, const std::vector<Real>& scores) const {
+  void choose(Head& head, const std::vector<Real>& measured) const {
+    const std::vector<Real> scores = options_.memory > 0 ? remember(head, measured) : measured;
     const index_t length = static_cast<index_t>(scores.size()), reach = options_.pool / 2;
     head.scores = scores;
     for (index_t j = 0; j < length; ++j) {

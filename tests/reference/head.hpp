@@ -27,6 +27,7 @@ struct Options {
   index_t capacity = 1;
   index_t pool = 7;
   index_t observation_window = 1;
+  Real memory = 0;
 };
 
 /// What one KV head did in a step.
@@ -44,9 +45,10 @@ struct HeadCounts {
 
 struct Head {
   Rows keys, values;
-  Positions held;            // the recycle cache, ascending
-  std::vector<Real> scores;  // of the last full step, pooled; positions behind them joined since and have none yet
-  Positions evictors;        // tokens that cost another its place since the set was chosen, and the one that chose
+  Positions held;                // the recycle cache, ascending
+  std::vector<Real> scores;      // of the last full step, pooled; positions behind them joined since and have none yet
+  std::vector<Real> remembered;  // weights, averaged over full steps, where the selection has a memory
+  Positions evictors;            // tokens that cost another its place since the set was chosen, and the one that chose
   bool must_refresh = true;
   index_t age = 0;
   std::vector<float> full_queries;

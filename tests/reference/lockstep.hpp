@@ -63,7 +63,9 @@ class Lockstep {
 
   Lockstep(const Options& options, const Policy& policy, const Schedule& schedule, std::uint64_t seed = 1)
       : decoder_({layers, options.shape}, {options.capacity, 0, options.attention}, policy,
-                 {options.pool, options.observation_window}) {
+                 {.memory = static_cast<float>(options.memory),
+                  .pool = options.pool,
+                  .observation_window = options.observation_window}) {
     Options checked = options;
     checked.shape = recycled::detail::checked<T>(options.shape);
     for (index_t i = 0; i < layers; ++i) {

@@ -1,8 +1,11 @@
 // The schedules of the paper in plain code, for the model of a layer.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
+#include <memory>
 #include <vector>
 
 #include "recycled/types/config.hpp"
@@ -24,6 +27,7 @@ struct Schedule {
   std::function<bool(const Question&)> full;
   bool per_head = false;
   std::function<void(index_t, long double)> learn = {};
+  std::function<Schedule()> another = {};  ///< for a schedule that learns: one that has learnt nothing yet
 };
 
 inline Schedule always_full() {
@@ -59,6 +63,37 @@ inline Schedule query_similarity(index_t stride, float threshold) {
     }
     return !(dot / std::sqrt(a) / std::sqrt(b) > static_cast<long double>(threshold));
   }};
+}
+
+inline long double cosine(const float* a, const float* b, index_t dim) {
+  long double ab = 0, aa = 0, bb = 0;
+  for (index_t d = 0; d < dim; ++d) {
+    ab += static_cast<long double>(a[d]) * b[d];
+    aa += static_cast<long double>(a[d]) * a[d];
+    bb += static_cast<long double>(b[d]) * b[d];
+  }
+  return ab / std::sqrt(aa * bb);
+}
+
+/// Every KV head refreshes when one of its queries has turned too far; how far that is moves with what refreshes find.
+inline Schedule self_calibrating(long double late, index_t longest = 64) {
+  const auto thresholds = std::make_shared<std::map<index_t, long double>>();
+  const auto threshold = [thresholds](index_t g) -> long double& {
+    return thresholds->try_emplace(g, 0.7L).first->second;
+  };
+  return {[=](const Question& q) {
+            long double least = 1;
+            for (index_t i = 0; at(i) < q.queries.size(); i += q.head_dim) {
+              least = std::min(least, cosine(q.queries.data() + i, q.full_queries.data() + i, q.head_dim));
+            }
+            return q.age >= longest || least < threshold(q.kv_head);
+          },
+          true,
+          [=](index_t g, long double retained_mass) {
+            const long double step = retained_mass < 0.8L ? 0.1L * (1 - late) : -0.1L * late;
+            threshold(g) = std::clamp(threshold(g) + step, 0.0L, 1.01L);
+          },
+          [=] { return self_calibrating(late, longest); }};
 }
 
 }  // namespace reference

@@ -62,7 +62,7 @@ class Engine {
       layer.attention =
           make_attention(node.keys()->type, node.shape(),
                          {.capacity = policy.capacity.of(room, node.cache()->ne[1]), .attention = node.options()},
-                         RuntimeSchedule{policy.schedule.schedule}, scratch_);
+                         policy.schedule, scratch_);
       layer.room = room;
       layer.epoch = -1;
     }
@@ -98,7 +98,8 @@ class Engine {
     auto& attention = exact_[{node.keys()->type, shape.query_heads, shape.kv_heads, shape.head_dim, shape.value_dim,
                               options.scale, options.soft_cap, window}];
     if (attention == nullptr) {
-      attention = make_attention(node.keys()->type, shape, {.attention = options}, recycled::AlwaysFull{}, scratch_);
+      attention =
+          make_attention(node.keys()->type, shape, {.attention = options}, {"exact", recycled::AlwaysFull{}}, scratch_);
     }
     return *attention;
   }

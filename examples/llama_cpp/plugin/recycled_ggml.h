@@ -21,7 +21,7 @@ typedef const char* (*recycled_ggml_set_t)(const char* name, const char* value);
 struct recycled_ggml_statistics {
   uint64_t exact_steps;     ///< full attention of single tokens
   uint64_t prefill_tokens;  ///< full attention of several tokens of a sequence together
-  uint64_t full_steps;      ///< full attention that also chose what to recycle
+  uint64_t full_steps;      ///< full attention of any KV head that also chose what to recycle
   uint64_t recycled_steps;
   uint64_t restarts;     ///< tokens that did not continue a known sequence: new, rolled back, shifted
   uint64_t rewritten;    ///< sequences whose rows the host had rewritten: copied, loaded, shifted

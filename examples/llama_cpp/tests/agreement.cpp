@@ -110,11 +110,12 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::map<std::string, std::string> options{{"--context", "1024"},
-                                             {"--tokens", "64"},
-                                             {"--schedules", "exact,fixed-stride:10,query-similarity:5:0.85"},
-                                             {"--capacity", "1/8"},
-                                             {"--json", ""}};
+  std::map<std::string, std::string> options{
+      {"--context", "1024"},
+      {"--tokens", "64"},
+      {"--schedules", "exact,fixed-stride:10,query-similarity:5:0.85,self-calibrating"},
+      {"--capacity", "1/8"},
+      {"--json", ""}};
   for (int i = 4; i + 1 < argc; i += 2) {
     if (!options.contains(argv[i])) argc = 0;
     if (argc > 0) options[argv[i]] = argv[i + 1];

@@ -129,9 +129,10 @@ void expect_exact(const Life& life, const Settings& settings = {}, double bound 
   expect_stock(ours, life, settings, bound);
 }
 /// Recycled: Chat::expect_full checks what there is to check; and something was recycled.
-recycled_ggml_statistics expect_recycled(const Life& life, const Settings& settings = {}) {
+recycled_ggml_statistics expect_recycled(const Life& life, const Settings& settings = {},
+                                         const char* schedule = "fixed-stride:1000000") {
   const recycled_ggml_statistics before = plugin->statistics();
-  run(life, settings, true, "fixed-stride:1000000");
+  run(life, settings, true, schedule);
   recycled_ggml_statistics after = plugin->statistics();
   after.recycled_steps -= before.recycled_steps;
   after.rewritten -= before.rewritten;
@@ -283,6 +284,10 @@ TEST(Recycled, CopiesBetweenStreams) { expect_recycled(copy, two_streams); }
 TEST(Recycled, CopiesOver) { EXPECT_GT(expect_recycled(copy_over, two_streams).rewritten, 0U); }
 TEST(Recycled, SavesAndLoads) { expect_recycled(save_and_load); }
 TEST(Recycled, LoadsAnother) { EXPECT_GT(expect_recycled(load_another).rewritten, 0U); }
+
+TEST(SelfCalibrating, Rollback) { expect_recycled(rollback, {}, "self-calibrating"); }
+TEST(SelfCalibrating, ContextShift) { expect_recycled(context_shift, {}, "self-calibrating"); }
+TEST(SelfCalibrating, LoadsAnother) { expect_recycled(load_another, {}, "self-calibrating"); }
 
 /// With room for all positions recycling loses nothing: a mistake about whose cells are which would show.
 void expect_lossless(const Life& life, const Settings& settings) {

@@ -39,6 +39,26 @@ void group_log_weights(const float* logits, index_t stride, std::span<const floa
   }
 }
 
+/// scores[j] = (1 - share) scores[j] + share exp(log_weights[j]); of a weight that is no number nothing is remembered.
+template <class Isa = simd::native>
+void remember(std::span<const float> log_weights, float share, std::span<float> scores) {
+  using vec = typename Isa::vec;
+  const auto length = static_cast<index_t>(scores.size());
+  const auto blend = [share](vec score, vec log_weight) {
+    const vec weight = Isa::max(simd::exp<Isa>(log_weight), Isa::zero());  // NaN becomes 0
+    return Isa::fma(Isa::broadcast(share), Isa::sub(weight, score), score);
+  };
+  index_t j = 0;
+  for (; j + Isa::width <= length; j += Isa::width) {
+    Isa::store(scores.data() + j, blend(Isa::load(scores.data() + j), Isa::load(log_weights.data() + j)));
+  }
+  if (j == length) return;
+  float last[Isa::width];
+  Isa::store(last, blend(simd::load_first<Isa>(scores.data(), j, length - j),
+                         simd::load_first<Isa>(log_weights.data(), j, length - j)));
+  std::copy_n(last, length - j, scores.data() + j);
+}
+
 /// pooled[j] = max of values[j - width / 2 .. j + width / 2], the window cut at the ends; width is odd.
 template <class Isa = simd::native>
 void max_pool(std::span<const float> values, index_t width, std::span<float> pooled) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <span>
 
+#include "recycled/kernels/cosine.hpp"
 #include "recycled/types/error.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
@@ -39,6 +40,7 @@ struct Refresh {
 /// A schedule is copyable, moves without throwing, and decides. One object serves a layer; with `static constexpr bool
 /// per_head = true` it is asked about every KV head, else once about all of them. Optional members:
 ///     void observe(const Refresh&)          after every full step of a head that replaced a set; must not throw
+///     void reserve(index_t kv_heads)        once a layer is made: for how many heads it will be asked; may throw
 ///     void validate() const                 throws std::invalid_argument for parameters that mean nothing
 ///     static constexpr bool recycles = false  promises to answer `full` always: no recycle cache is kept
 template <class S>
@@ -80,6 +82,18 @@ inline float mean_cosine(std::span<const float> a, std::span<const float> b, ind
     bb += y * y;
   }
   return static_cast<float>(ab / std::sqrt(aa * bb));
+}
+
+/// The least cosine between a vector of `a` and the one at its place in `b`, each [n, dim]. NaN if any is: where a
+/// vector is zero or not a number.
+inline float least_cosine(std::span<const float> a, std::span<const float> b, index_t dim) noexcept {
+  float least = 1;
+  for (index_t i = 0; i < static_cast<index_t>(a.size()); i += dim) {
+    const float cosine = kernels::cosine(a.data() + i, b.data() + i, dim);
+    if (!(cosine >= least)) least = cosine;
+    if (least != least) break;
+  }
+  return least;
 }
 
 }  // namespace recycled::inline RECYCLED_ABI

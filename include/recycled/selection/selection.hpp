@@ -13,6 +13,7 @@ namespace recycled::inline RECYCLED_ABI {
 /// -infinity where the token doesn't see the position.
 struct Scores {
   std::span<const float> log_weights;  ///< [length]
+  bool of_prompt = false;              ///< they choose the first set after a prompt: what was before counts no more
 };
 
 /// What a recycled step attended to, slot by slot; entries keep their slots until they leave.
@@ -32,6 +33,8 @@ inline constexpr float newcomer_rank = std::numeric_limits<float>::max();
 ///     index_t observation_window            prompt queries whose mean weights choose the first set; 1 if absent
 ///     void attended(const Attended&, std::span<float> ranks)
 ///                                            after a recycled step, before an entry leaves; may change ranks
+///     void reserve(index_t length)          before a step over so many positions, on the caller's thread; may throw
+///     void truncate(index_t length)         positions from `length` on are gone; must not throw
 ///     void validate() const                 throws std::invalid_argument
 template <class S>
 concept Selection = detail::Value<S> && requires(S& selection, const Scores& scores, std::span<float> ranks) {

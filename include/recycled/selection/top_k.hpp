@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "recycled/kernels/select.hpp"
 #include "recycled/selection/selection.hpp"
 
@@ -7,12 +10,32 @@ namespace recycled::inline RECYCLED_ABI {
 
 /// The paper's selection: scores, max-pooled over neighbouring positions so that an important token keeps its company
 /// (SnapKV's pooling).
+///
+/// With `memory` a full step's scores (attention weights) are averaged with those of the steps before: a single query
+/// is a noisy judge of what will matter. The paper has none; 0.7 goes with schedules that refresh often.
 struct TopK {
+  float memory = 0;                ///< share of the old scores in the new ones, in [0, 1)
   index_t pool = 7;                ///< width of the pool, odd; 1: none
   index_t observation_window = 1;  ///< last prompt queries that choose the first set
+  std::vector<float> scores = {};  ///< [length at the last full step], with memory; starts empty
 
-  void rank(const Scores& scores, std::span<float> ranks) const { kernels::max_pool(scores.log_weights, pool, ranks); }
+  void rank(const Scores& measured, std::span<float> ranks) {
+    if (memory == 0) return kernels::max_pool(measured.log_weights, pool, ranks);
+    const bool first = measured.of_prompt || scores.empty();
+    if (first) scores.clear();
+    scores.resize(ranks.size(), 0.0F);  // a token that joined since has been nothing yet
+    kernels::remember(measured.log_weights, first ? 1 : 1 - memory, scores);
+    kernels::max_pool(std::span<const float>(scores), pool, ranks);
+  }
+  void reserve(index_t length) {
+    const auto size = static_cast<std::size_t>(length);
+    if (memory > 0 && scores.capacity() < size) scores.reserve(std::max(size, 2 * scores.capacity()));
+  }
+  void truncate(index_t length) noexcept {
+    if (static_cast<index_t>(scores.size()) > length) scores.resize(static_cast<std::size_t>(length));
+  }
   void validate() const {
+    detail::require(memory >= 0 && memory < 1, "TopK.memory", memory, "0 to less than 1");
     detail::require(pool >= 1 && pool % 2 == 1, "TopK.pool", pool, "an odd number");
     detail::require(observation_window >= 1, "TopK.observation_window", observation_window, "at least 1");
   }
