@@ -20,13 +20,10 @@ using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recy
 struct NamedSchedule {
   std::string name;  ///< as the user wrote it
   AnySchedule schedule;
-  recycled::TopK selection = {};  ///< that goes with it
 };
 
 inline constexpr std::string_view known_schedules =
     "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE";
-/// What SelfCalibrating's sets are chosen by.
-inline const recycled::TopK remembering{.memory = 0.7F, .observation_window = 32};
 
 inline std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
@@ -58,16 +55,16 @@ inline NamedSchedule parse_schedule(const std::string& option, const std::string
     return parts[0] == name && parts.size() == 1 + parameters;
   };
   const auto stride = [&] { return parse_number<index_t>("stride", parts[1]); };
-  const auto checked = [&](auto schedule, const recycled::TopK& selection = {}) {
+  const auto checked = [&](auto schedule) {
     schedule.validate();
-    return NamedSchedule{text, std::move(schedule), selection};
+    return NamedSchedule{text, std::move(schedule)};
   };
   try {
     if (is("always", 0)) return {text, recycled::AlwaysFull{}};
     if (is("never", 0)) return {text, recycled::NeverFull{}};
-    if (is("self-calibrating", 0)) return {text, recycled::SelfCalibrating{}, remembering};
+    if (is("self-calibrating", 0)) return {text, recycled::SelfCalibrating{}};
     if (is("self-calibrating", 1)) {
-      return checked(recycled::SelfCalibrating{.late = parse_number<float>("late", parts[1])}, remembering);
+      return checked(recycled::SelfCalibrating{.late = parse_number<float>("late", parts[1])});
     }
     if (is("fixed-stride", 1)) return checked(recycled::FixedStride{stride()});
     if (is("query-similarity", 2)) {

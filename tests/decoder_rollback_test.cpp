@@ -51,6 +51,24 @@ TEST(Rollback, AtRandomIsTheModel) {
   }
 }
 
+TEST(Rollback, OfAPolicyThatLearnsIsTheModel) {
+  for (const reference::Options& options :
+       {reference::Options{.shape = shape, .capacity = 10, .observation_window = 4, .memory = 0.7F},
+        reference::Options{.shape = shape, .attention = {.window = 30, .sinks = 3}, .capacity = 10, .memory = 0.5F}}) {
+    Lockstep<float, SelfCalibrating> both(options, {.late = 0.3F, .longest = 6}, reference::self_calibrating(0.3F, 6),
+                                          3);
+    reference::Random random(11);
+    both.prefill(20);
+    for (int i = 0; i < 60; ++i) {
+      if (i % 12 == 11) both.prefill(random.between(1, 4));
+      if (random.between(0, 9) > 0) both.step(random.between(1, 9));
+      both.rollback(random.between(0, std::min(both.length(), index_t{6})));
+    }
+    EXPECT_GT(both.decoder().statistics()[0].total().recycled_steps, 50U);
+    EXPECT_GT(both.decoder().statistics()[0].total().measured, 20U);
+  }
+}
+
 TEST(Rollback, OfATokenThatEvictedMakesTheNextStepFull) {
   auto both = after_prompt({.shape = shape, .capacity = 10});
   both.step(2);

@@ -56,6 +56,7 @@ TEST_P(EverySchedule, QuerySimilarityIsTheModel) {
 TEST_P(EverySchedule, SelfCalibratingIsTheModel) {
   run(SelfCalibrating{.late = 0.3F, .longest = 9}, reference::self_calibrating(0.3F, 9));
   EXPECT_GT(full_steps_, 0U);
+  EXPECT_GT(recycled_steps_, 0U);
 }
 TEST_P(EverySchedule, APerHeadScheduleIsTheModel) { run(ByAge{}, by_age()); }
 
@@ -77,6 +78,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"NoPool", {.shape = gqa, .capacity = 12, .pool = 1}, 60, 25},
         Case{"WidePool", {.shape = gqa, .capacity = 30, .pool = 101}, 60, 25},
         Case{"Memory", {.shape = gqa, .capacity = 12, .observation_window = 9, .memory = 0.7F}, 60, 40},
+        Case{"MemoryInAWindow",
+             {.shape = gqa, .attention = {.window = 40, .sinks = 3}, .capacity = 12, .memory = 0.7F},
+             60,
+             40},
         Case{"MemoryWithoutAPool", {.shape = gqa, .capacity = 12, .pool = 1, .memory = 0.5F}, 60, 40},
         Case{"ObservationWindow", {.shape = gqa, .capacity = 12, .observation_window = 9}, 60, 25},
         Case{"SoftCapAndScale", {.shape = gqa, .attention = {.scale = 0.4F, .soft_cap = 3}, .capacity = 12}, 60, 25},

@@ -100,6 +100,20 @@ TEST(Chains, WhatTheyDoNotUnderstandIsHandedBack) {
     EXPECT_FALSE(mask.chains()) << "a bias, the least half, infinity, NaN or -0: " << value;
   }
 }
+TEST(CellSet, FindsWhatIsNeitherSeenNorHiddenAnywhere) {
+  const std::vector<std::uint16_t> plain(70, hidden);
+  CellSet set;
+  ASSERT_TRUE(set.read(plain.data(), 70));
+  for (std::size_t cell = 0; cell < plain.size(); ++cell) {
+    // 0xBC00, -1, has the bit that tells -infinity from 0; 0x7C00 is infinity.
+    for (const int value : {0x0001, 0x3C00, 0xBC00, 0xFBFF, 0x7C00, 0x7E00, 0xFE00, 0x8000, 0xFC01}) {
+      std::vector<std::uint16_t> biased = plain;
+      biased[cell] = static_cast<std::uint16_t>(value);
+      EXPECT_FALSE(set.says(biased.data(), 70)) << value << " at " << cell;
+      EXPECT_FALSE(CellSet().read(biased.data(), 70)) << value << " at " << cell;
+    }
+  }
+}
 TEST(Chains, SayWhatAnyMaskSays) {
   std::mt19937 random(1);
   const auto below = [&](int n) { return std::uniform_int_distribution<int>(0, n - 1)(random); };

@@ -17,11 +17,11 @@ usage: replay --trace DIR --layer N --prompt P --capacity K [option...]     (def
   --trace DIR       folder of layerNN_queries.npy, layerNN_keys.npy and layerNN_values.npy, float16 or float32,
                     each [token, head, dim]; queries may be those of the last tokens only
   --layer N         which layer, 0 to 99
-  --prompt P        tokens in the cache before decoding begins; the last one, or the last 32, choose the first set
+  --prompt P        tokens in the cache before decoding begins; the last one chooses the first recycle cache
   --capacity K      positions that the recycle cache keeps for each KV head
   --schedule LIST   policies, separated by commas: always, never, fixed-stride:STRIDE,
                     query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE
-                    (never,fixed-stride:10,query-similarity:5:0.85,self-calibrating)
+                    (never,fixed-stride:10,query-similarity:5:0.85)
   --type TYPE       KV type: f32, f16, bf16 or q8_0 (f16)
   --tokens N        decode steps (all that follow the prompt)
   --threads N       threads (1)
@@ -43,7 +43,7 @@ struct CommandLine {
 /// Throws std::invalid_argument that names the option, its value and what was expected.
 inline CommandLine parse(std::span<const char* const> arguments) {
   CommandLine line;
-  std::string schedules = "never,fixed-stride:10,query-similarity:5:0.85,self-calibrating";
+  std::string schedules = "never,fixed-stride:10,query-similarity:5:0.85";
   const auto text = [](std::string& target) {
     return [&target](const std::string& /*name*/, const std::string& value) { target = value; };
   };

@@ -78,21 +78,19 @@ class Replay {
     return recycled::KvView<T>::position_major(keys_.data(), values_.data(), trace_.shape, length);
   }
 
-  /// New layers that have seen the prompt and chosen by its last tokens.
+  /// New layers that have seen the prompt and chosen by its last token.
   std::vector<Layer> begin() const {
     std::vector<Layer> layers;
     for (const NamedSchedule& named : options_.schedules) {
-      layers.push_back(
-          std::visit([&](const auto& schedule) { return Layer(begin(schedule, named.selection)); }, named.schedule));
+      layers.push_back(std::visit([&](const auto& schedule) { return Layer(begin(schedule)); }, named.schedule));
     }
     return layers;
   }
   template <recycled::Schedule S>
-  recycled::LayerAttention<T, S> begin(const S& schedule, const recycled::TopK& selection) const {
+  recycled::LayerAttention<T, S> begin(const S& schedule) const {
     recycled::LayerAttention<T, S> layer(trace_.shape, {.capacity = options_.capacity, .max_length = trace_.tokens},
-                                         schedule, selection);
-    const index_t window = std::min(selection.observation_window, options_.prompt - trace_.first_query);
-    layer.observe(trace_.query_range(options_.prompt - window, window), options_.prompt);
+                                         schedule);
+    layer.observe(trace_.query(options_.prompt - 1), options_.prompt);
     layer.prepare(view(options_.prompt));
     return layer;
   }

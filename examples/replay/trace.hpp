@@ -20,11 +20,9 @@ struct Trace {
   std::vector<float> keys;     ///< [tokens, kv_heads, head_dim]
   std::vector<float> values;   ///< [tokens, kv_heads, value_dim]
 
-  std::span<const float> query(index_t token) const { return query_range(token, 1); }
-  /// Of `count` tokens.
-  std::span<const float> query_range(index_t token, index_t count) const {
+  std::span<const float> query(index_t token) const {
     return std::span(queries).subspan(static_cast<std::size_t>((token - first_query) * shape.query_size()),
-                                      static_cast<std::size_t>(count * shape.query_size()));
+                                      static_cast<std::size_t>(shape.query_size()));
   }
 };
 

@@ -90,8 +90,8 @@ class TokenAttention {
       // A layer that holds nothing may meet a cache of any length next.
       if (length == 0 || cache_.last_evictor(g) >= length) heads_[g].must_refresh = true;
       cache_.truncate(g, length);
-      if constexpr (requires(Keep & keep, index_t n) { keep.truncate(n); }) selection(g).truncate(length);
     }
+    truncate_selections(length);
   }
   void clear(const Keep& selection) {
     selections_.assign(selections_.size(), selection);
@@ -108,8 +108,14 @@ class TokenAttention {
     }
   }
 
-  /// A step that an executor's exception cuts short leaves sets that are neither old nor new: they are dropped, and the
-  /// next step is full.
+  void truncate_selections(index_t length) noexcept {
+    if constexpr (requires(Keep & keep) { keep.truncate(length); }) {
+      for (Keep& keep : selections_) keep.truncate(length);
+    }
+  }
+
+  /// A step that an executor's exception cuts short leaves sets that are neither old nor new: they are dropped, with
+  /// what selections remember, and the next step is full.
   struct Attempt {
     explicit Attempt(TokenAttention& attention) : self(attention) {}
     Attempt(const Attempt&) = delete;
@@ -118,6 +124,7 @@ class TokenAttention {
       if (succeeded) return;
       self.cache_.clear();
       for (Head& head : self.heads_) head.must_refresh = true;
+      self.truncate_selections(0);
     }
     TokenAttention& self;
     bool succeeded = false;
@@ -196,7 +203,7 @@ class TokenAttention {
       }
       const Visible visible(options_, kv.length - 1);
       scores().score(g, lse_of(g), visible);
-      head.measured = !head.must_refresh;
+      head.measured = !head.must_refresh && is_sound(g);
       if (head.measured) scores().measure_old(g, lse_of(g), kv.length - 1, cache_);
       scores().choose(g, selection(g), visible, kv, false, cache_);
       head.must_refresh = !is_sound(g);

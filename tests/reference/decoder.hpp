@@ -168,6 +168,7 @@ class Layer {
     std::vector<Real> scores;
     for (std::size_t j = 0; j < measured.size(); ++j) {
       head.remembered[j] += share * (std::exp(measured[j]) - head.remembered[j]);
+      if (measured[j] == -infinity) head.remembered[j] = 0;  // out of sight
       scores.push_back(std::log(head.remembered[j]));
     }
     return scores;

@@ -31,13 +31,13 @@ std::vector<float> turned(float cosine) { return {cosine, std::sqrt(1 - cosine *
 const std::vector<float> straight{1, 0};
 
 TEST(SelfCalibrating, RefreshesWhenAQueryHasTurnedAway) {
-  SelfCalibrating schedule;
+  SelfCalibrating schedule{.late = 0.5F};
   EXPECT_EQ(ask(schedule, turned(0.71F), straight), StepKind::recycled) << "the first threshold is 0.7";
   EXPECT_EQ(ask(schedule, turned(0.69F), straight), StepKind::full);
 }
 
 TEST(SelfCalibrating, GoesByTheHeadThatTurnedMost) {
-  SelfCalibrating schedule;
+  SelfCalibrating schedule{.late = 0.5F};
   EXPECT_EQ(ask(schedule, {1, 0, 0, 2, 5, 0}, {3, 0, 0, 1, 1, 0}), StepKind::recycled);
   EXPECT_EQ(ask(schedule, {1, 0, 2, 0, 5, 0}, {3, 0, 0, 1, 1, 0}), StepKind::full);
 }
@@ -61,7 +61,7 @@ TEST(SelfCalibrating, RefreshesAtTheLatestAfterTheLongestTime) {
 }
 
 TEST(SelfCalibrating, EveryHeadLearnsForItself) {
-  SelfCalibrating schedule;
+  SelfCalibrating schedule{.late = 0.5F};
   ask(schedule, straight, straight);
   schedule.observe({.step = 1, .kv_head = 2, .kv_heads = 4, .retained_mass = 0.79F});
   schedule.observe({.step = 1, .kv_head = 3, .kv_heads = 4, .retained_mass = 0.81F});
@@ -74,14 +74,14 @@ TEST(SelfCalibrating, EveryHeadLearnsForItself) {
 }
 
 TEST(SelfCalibrating, AMassThatIsNoNumberWasLate) {
-  SelfCalibrating schedule;
+  SelfCalibrating schedule{.late = 0.5F};
   ask(schedule, straight, straight);
   schedule.observe({.step = 1, .kv_head = 0, .kv_heads = 4, .retained_mass = std::nanf("")});
   EXPECT_FLOAT_EQ(schedule.thresholds[0], 0.75F);
 }
 
 TEST(SelfCalibrating, ThresholdsStayWhereTheyMeanSomething) {
-  SelfCalibrating schedule;
+  SelfCalibrating schedule{.late = 0.5F};
   ask(schedule, straight, straight);
   for (int i = 0; i < 100; ++i) schedule.observe({.step = 1, .kv_head = 0, .kv_heads = 4, .retained_mass = 0});
   EXPECT_EQ(ask(schedule, straight, straight), StepKind::full) << "always late: a full step at every token";
@@ -131,7 +131,29 @@ TEST(SelfCalibrating, ParametersThatMeanNothingAreErrors) {
   EXPECT_EQ(message({.late = 1}), says("SelfCalibrating.late", "1", "between 0 and 1"));
   EXPECT_EQ(message({.late = std::nanf("")}), says("SelfCalibrating.late", "nan", "between 0 and 1"));
   EXPECT_EQ(message({.stale = 1.5F}), says("SelfCalibrating.stale", "1.5", "0 to 1"));
+  EXPECT_EQ(message({.thresholds = {0.5F, std::nanf("")}}), says("SelfCalibrating.thresholds", "nan", "0 to 1.01"));
   EXPECT_EQ(message({.longest = 0}), says("SelfCalibrating.longest", "0", "at least 1"));
+}
+
+/// A refresh that measured a NaN measured nothing: neither the thresholds nor the statistics learn from it.
+TEST(SelfCalibrating, LearnsNothingFromAQueryThatIsNoNumber) {
+  const Shape shape{2, 1, 8};
+  reference::Random random(3);
+  const std::vector<float> keys = random.row(60 * 8);
+  LayerAttention<float, SelfCalibrating> layer(shape, {.capacity = 8}, {.longest = 2});
+  std::vector<float> query = random.row(16), out(16);
+  const auto step = [&](index_t length) {
+    layer.step(query, KvView<float>::position_major(keys.data(), keys.data(), shape, length), out);
+  };
+  for (index_t length = 40; length < 50; ++length) step(length);
+  const HeadStatistics before = layer.statistics().total();
+  const std::vector<float> thresholds = layer.schedule().thresholds;
+  query[3] = std::nanf("");
+  step(50);
+  EXPECT_EQ(layer.last_step(0), StepKind::full);
+  EXPECT_EQ(layer.statistics().total().measured, before.measured);
+  EXPECT_EQ(layer.statistics().total().retained_mass, before.retained_mass);
+  EXPECT_EQ(layer.schedule().thresholds, thresholds);
 }
 
 }  // namespace

@@ -1,12 +1,12 @@
 // One layer's attention, whatever the type of the rows that the host keeps.
 #pragma once
 
-#include <cstddef>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "../../schedules.hpp"
+#include "memory.hpp"
 #include "threads.hpp"
 
 namespace plugin {
@@ -20,22 +20,6 @@ struct RuntimeSchedule {
   recycled::StepKind decide(const recycled::StepInfo& info) {
     return std::visit([&](auto& chosen) { return chosen.decide(info); }, schedule);
   }
-};
-
-/// Where the rows of a layer lie: the row of a cell and a KV head, distances in bytes.
-struct Memory {
-  const std::byte* keys;
-  const std::byte* values;
-  std::size_t key_cell, key_head;
-  std::size_t value_cell, value_head;
-  std::size_t key_bytes;  ///< of one row
-};
-
-/// The cells of a sequence in the order of its positions.
-struct Cells {
-  const std::int32_t* table;
-  index_t count;
-  bool side_by_side;  ///< each follows the one before it
 };
 
 /// Recycled's layer for a type of rows. Queries are [token, head, dim], and so is what it writes.
@@ -53,8 +37,8 @@ template <recycled::Scalar T, recycled::Schedule Policy>
 class AttentionOf final : public Attention {
  public:
   AttentionOf(const recycled::Shape& shape, const recycled::LayerOptions& options, const Policy& policy,
-              const recycled::TopK& selection, std::shared_ptr<recycled::Scratch> scratch)
-      : layer_(shape, options, policy, selection) {
+              std::shared_ptr<recycled::Scratch> scratch)
+      : layer_(shape, options, policy) {
     layer_.share(std::move(scratch));
   }
 
@@ -97,7 +81,7 @@ inline std::unique_ptr<Attention> make_attention(ggml_type type, const recycled:
                                                  const std::shared_ptr<recycled::Scratch>& scratch) {
   const auto of = [&]<recycled::Scalar T>(T) -> std::unique_ptr<Attention> {
     const auto with = [&]<recycled::Schedule Policy>(const Policy& policy) -> std::unique_ptr<Attention> {
-      return std::make_unique<AttentionOf<T, Policy>>(shape, options, policy, named.selection, scratch);
+      return std::make_unique<AttentionOf<T, Policy>>(shape, options, policy, scratch);
     };
     if (const auto* exact = std::get_if<recycled::AlwaysFull>(&named.schedule)) return with(*exact);
     if (const auto* own = std::get_if<recycled::SelfCalibrating>(&named.schedule)) return with(*own);

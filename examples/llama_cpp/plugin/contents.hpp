@@ -1,25 +1,28 @@
 // Noticing that the host rewrote cells of its cache.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#include "attention.hpp"
+#include "memory.hpp"
+#include "threads.hpp"
 
 namespace plugin {
 
-/// The first bytes of every key of a layer. Copying one sequence over another, loading a state or shifting positions
+/// A few bytes of every key of a layer. Copying one sequence over another, loading a state or shifting positions
 /// changes rows without a word to whoever holds copies of them, and may leave the mask as it was. All of these rewrite
-/// whole rows, in all layers; a key begins with the dimensions that its position turns fastest.
+/// whole rows, in all layers. A key begins with the dimensions that its position turns fastest, or those follow after
+/// as many as a value has (latent attention).
 class Contents {
  public:
   void clear() { seen_.clear(); }
 
-  /// Keeps the first bytes of the cells that came since.
+  /// Keeps those bytes of the cells that came since.
   void note(const Memory& memory, const Cells& cells) {
-    for (auto p = static_cast<index_t>(seen_.size()); p < cells.count; ++p) seen_.push_back(first(memory, cells, p));
+    for (auto p = static_cast<index_t>(seen_.size()); p < cells.count; ++p) seen_.push_back(some_of(memory, cells, p));
   }
 
   /// Whether the keys that were noted are what they were: all of them or, not `thorough`, a sample that has been
@@ -45,19 +48,23 @@ class Contents {
                             index_t stride) const {
     std::uint64_t changed = 0;
     for (index_t p = begin; p < end; p += stride) {
-      changed |= seen_[static_cast<std::size_t>(p)] ^ first(memory, cells, p);
+      changed |= seen_[static_cast<std::size_t>(p)] ^ some_of(memory, cells, p);
     }
     return changed;
   }
-  static std::uint64_t first(const Memory& memory, const Cells& cells, index_t position) {
-    std::uint64_t bytes = 0;
+  static std::uint64_t some_of(const Memory& memory, const Cells& cells, index_t position) {
     const std::byte* const key = memory.keys + static_cast<std::size_t>(cells.table[position]) * memory.key_cell;
-    if (memory.key_bytes < sizeof bytes) {
-      std::memcpy(&bytes, key, memory.key_bytes);
-    } else {
-      std::memcpy(&bytes, key, sizeof bytes);
-    }
-    return bytes;
+    const auto eight = [&](std::size_t from) {
+      std::uint64_t bytes = 0;
+      if (memory.key_bytes - from < sizeof bytes) {
+        std::memcpy(&bytes, key + from, memory.key_bytes - from);
+      } else {
+        std::memcpy(&bytes, key + from, sizeof bytes);
+      }
+      return bytes;
+    };
+    if (memory.turned_bytes == 0) return eight(0);
+    return eight(0) ^ eight(memory.turned_bytes) * 0x9E3779B97F4A7C15;  // odd, so that no change of either is lost
   }
 
   std::vector<std::uint64_t> seen_;

@@ -108,7 +108,14 @@ class Engine {
     const ggml_tensor *k = node.keys(), *v = node.values();
     const auto* keys = static_cast<const std::byte*>(k->data) + static_cast<std::size_t>(stream) * k->nb[3];
     const auto* values = static_cast<const std::byte*>(v->data) + static_cast<std::size_t>(stream) * v->nb[3];
-    return {keys, values, k->nb[1], k->nb[2], v->nb[1], v->nb[2], ggml_row_size(k->type, k->ne[0])};
+    return {keys,
+            values,
+            k->nb[1],
+            k->nb[2],
+            v->nb[1],
+            v->nb[2],
+            ggml_row_size(k->type, k->ne[0]),
+            k->ne[0] > v->ne[0] ? ggml_row_size(k->type, v->ne[0]) : 0};
   }
   static std::span<float> output(const Node& node, index_t stream, const Chain& chain) {
     auto* const first = static_cast<char*>(node.out()->data) + static_cast<std::size_t>(stream) * node.out()->nb[3] +

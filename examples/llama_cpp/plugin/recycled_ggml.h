@@ -11,9 +11,9 @@
 extern "C" {
 #endif
 
-/// Changes a setting for all contexts, from their next graph on; what they remember of conversations is dropped. Names
-/// and values are those of the environment variables: "schedule", "capacity", "from", "sequences". Returns null or,
-/// with nothing changed, what is wrong: a text that lasts until this thread's next call.
+/// Changes a setting for all contexts; a token that is being computed is exact from there on; what they remember of
+/// conversations is dropped. Names and values are those of the environment variables: "schedule", "capacity", "from",
+/// "sequences". Returns null or, with nothing changed, what is wrong: a text that lasts until this thread's next call.
 typedef const char* (*recycled_ggml_set_t)(const char* name, const char* value);
 
 /// What all contexts did so far. A step is a token in a layer; of a context that is computing, the counts may be from

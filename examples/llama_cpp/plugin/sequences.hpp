@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <memory>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
+#include "attention.hpp"
 #include "contents.hpp"
 #include "mask.hpp"
 
@@ -31,17 +31,17 @@ struct Sequence {
   std::unordered_map<const void*, RememberedLayer> layers;  ///< by their caches
 
   void append(std::int32_t cell) {
+    seen.insert(cell);  // first: where the other one fails for want of memory, nothing continues this any more
     side_by_side = side_by_side && (cells.empty() || cell == cells.back() + 1);
     cells.push_back(cell);
-    seen.insert(cell);
     ++version;
   }
   void assign(const std::vector<std::int32_t>& all) {
+    ++epoch;
     seen = {};
     cells.clear();
     side_by_side = true;
     for (const std::int32_t cell : all) append(cell);
-    ++epoch;
   }
 };
 
@@ -56,7 +56,7 @@ class Sequences {
   /// The sequence that `chain` belongs to, with the chain's cells appended. One that does not continue any is a new
   /// one, or an old one starts again: nothing that layers remember of it counts then. `plan` numbers the masks.
   Followed follow(const Chain& chain, index_t most, std::uint64_t plan) {
-    if (plan != plan_) previous_plan_ = std::exchange(plan_, plan);
+    plan_ = plan;
     for (const auto& sequence : all_) {
       const Difference step(sequence->seen, chain.seen);
       if (step.added != 1 || step.removed != 0) continue;
@@ -76,8 +76,8 @@ class Sequences {
     return sequence;
   }
   /// A sequence that may start again: one that sees no less than `seen` has been rolled back; or else a new one, or the
-  /// one that was used least recently. Null if all are in use: more sequences than there is room for would drive one
-  /// another out at every token.
+  /// one that was used least recently. Null if all are in use, also where each has its masks to itself and they take
+  /// turns: more sequences than there is room for would drive one another out at every token.
   std::shared_ptr<Sequence> vacant(const CellSet& seen, std::size_t most) {
     for (const auto& sequence : all_) {
       if (sequence->last_plan != plan_ && Difference(sequence->seen, seen).added == 0) return sequence;
@@ -85,12 +85,11 @@ class Sequences {
     if (all_.size() < most) return all_.emplace_back(std::make_shared<Sequence>());
     const auto oldest = std::min_element(all_.begin(), all_.end(),
                                          [](const auto& a, const auto& b) { return a->last_plan < b->last_plan; });
-    return (*oldest)->last_plan < previous_plan_ ? *oldest : nullptr;
+    return (*oldest)->last_plan + 2 * most < plan_ ? *oldest : nullptr;
   }
 
   std::vector<std::shared_ptr<Sequence>> all_;
   std::uint64_t plan_ = 0;
-  std::uint64_t previous_plan_ = 0;
 };
 
 }  // namespace plugin

@@ -18,6 +18,7 @@ using Logits = std::vector<std::vector<float>>;
 struct Line {
   std::string name;
   double nmse = 0, worst_nmse = 0, kl = 0, same_choice = 0;
+  double rows = 1;  // KV rows read, of those that exact attention reads
 };
 
 std::vector<llama_token> tokens_of(const llama_model* model, const std::string& path, int wanted) {
@@ -47,8 +48,9 @@ void read_prompt(llama_context* context, const std::vector<llama_token>& text, i
   decode(context, prompt, 1);
 }
 
-Line compare(const std::string& name, const Logits& actual, const Logits& expected) {
+Line compare(const std::string& name, const Logits& actual, const Logits& expected, double rows = 1) {
   Line line{name};
+  line.rows = rows;
   const auto count = static_cast<double>(actual.size());
   const auto choice = [](const std::vector<float>& row) {
     return std::max_element(row.begin(), row.end()) - row.begin();
@@ -60,8 +62,8 @@ Line compare(const std::string& name, const Logits& actual, const Logits& expect
     line.kl += divergence(actual[i], expected[i]) / count;
     line.same_choice += (choice(actual[i]) == choice(expected[i]) ? 1 : 0) / count;
   }
-  std::printf("%-28s %9.2e %9.2e %9.2e %6.1f %%\n", name.c_str(), line.nmse, line.worst_nmse, line.kl,
-              100 * line.same_choice);
+  std::printf("%-28s %9.2e %9.2e %9.2e %6.1f %% %6.1f %%\n", name.c_str(), line.nmse, line.worst_nmse, line.kl,
+              100 * line.same_choice, 100 * line.rows);
   std::fflush(stdout);
   return line;
 }
@@ -80,7 +82,7 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
     return follow(made.get(), text, context);
   };
   std::printf("%d tokens behind %d; of logits against stock without flash attention:\n", count, context);
-  std::printf("%-28s %9s %9s %9s %8s\n", "", "NMSE", "worst", "KL", "same");
+  std::printf("%-28s %9s %9s %9s %8s %8s\n", "", "NMSE", "worst", "KL", "same", "rows");
   const Logits expected = stock(false);
   std::vector<Line> lines{compare("stock, flash attention", stock(true), expected)};
 
@@ -93,7 +95,12 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
   for (std::string schedule; std::getline(schedules, schedule, ',');) {
     llama_memory_seq_rm(llama_get_memory(ours.get()), 0, context, -1);
     plugin.set("schedule", schedule);
-    lines.push_back(compare(schedule, follow(ours.get(), text, context), expected));
+    const recycled_ggml_statistics before = plugin.statistics();
+    const Logits logits = follow(ours.get(), text, context);
+    const recycled_ggml_statistics after = plugin.statistics();
+    const auto full = static_cast<double>(after.rows_full - before.rows_full);
+    const double rows = full > 0 ? static_cast<double>(after.rows_read - before.rows_read) / full : 1;
+    lines.push_back(compare(schedule, logits, expected, rows));
   }
 
   if (options["--json"].empty()) return;
@@ -102,7 +109,7 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
     const Line& line = lines[i];
     json << (i == 0 ? "[" : ",\n ") << "{\"name\": \"" << line.name << "\", \"context\": " << context
          << ", \"tokens\": " << count << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse
-         << ", \"kl\": " << line.kl << ", \"same_choice\": " << line.same_choice << "}";
+         << ", \"kl\": " << line.kl << ", \"same_choice\": " << line.same_choice << ", \"rows\": " << line.rows << "}";
   }
   json << "]\n";
 }

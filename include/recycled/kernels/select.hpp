@@ -39,14 +39,16 @@ void group_log_weights(const float* logits, index_t stride, std::span<const floa
   }
 }
 
-/// scores[j] = (1 - share) scores[j] + share exp(log_weights[j]); of a weight that is no number nothing is remembered.
+/// scores[j] = (1 - share) scores[j] + share exp(log_weights[j]); of a weight that is no number nothing is remembered,
+/// and nothing is left of a position that is out of sight (-infinity).
 template <class Isa = simd::native>
 void remember(std::span<const float> log_weights, float share, std::span<float> scores) {
   using vec = typename Isa::vec;
   const auto length = static_cast<index_t>(scores.size());
   const auto blend = [share](vec score, vec log_weight) {
     const vec weight = Isa::max(simd::exp<Isa>(log_weight), Isa::zero());  // NaN becomes 0
-    return Isa::fma(Isa::broadcast(share), Isa::sub(weight, score), score);
+    const vec blended = Isa::fma(Isa::broadcast(share), Isa::sub(weight, score), score);
+    return Isa::select_less(log_weight, Isa::broadcast(std::numeric_limits<float>::lowest()), Isa::zero(), blended);
   };
   index_t j = 0;
   for (; j + Isa::width <= length; j += Isa::width) {

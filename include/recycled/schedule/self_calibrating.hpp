@@ -12,12 +12,10 @@ namespace recycled::inline RECYCLED_ABI {
 /// rises if it had and sinks if it had not, until `late` of the refreshes come too late. Heads that copy or retrieve
 /// refresh at every other token then, calm ones hardly ever, and nothing has to be tuned for a model.
 ///
-/// Goes with a selection that remembers: TopK{.memory = 0.7f, .observation_window = 32}. (The rule is not the paper's;
-/// such a feedback is known as adaptive conformal inference: Gibbs and Candès, 2021.)
+/// (Not the paper's. Such a feedback is known as adaptive conformal inference: Gibbs and Candès, 2021.)
 struct SelfCalibrating {
-  /// Share of refreshes that may find a stale set, in (0, 1). 0.5 reads least; 0.1 reads half as much again or twice as
-  /// much, and loses a fifth.
-  float late = 0.5F;
+  /// Share of refreshes that may find a stale set, in (0, 1): less reads more, and loses less.
+  float late = 0.3F;
   float stale = 0.8F;    ///< a set that held less than this of what the new one holds had gone stale, in [0, 1]
   index_t longest = 64;  ///< steps from one full step to the next at most, at least 1
   /// [kv_heads]: the least cosine that still recycles, where the calibration stands. Empty at first; those of an
@@ -44,6 +42,8 @@ struct SelfCalibrating {
     detail::require(late > 0 && late < 1, "SelfCalibrating.late", late, "between 0 and 1");
     detail::require(stale >= 0 && stale <= 1, "SelfCalibrating.stale", stale, "0 to 1");
     detail::require(longest >= 1, "SelfCalibrating.longest", longest, "at least 1");
+    for (const float t : thresholds)
+      detail::require(t >= 0 && t <= highest_threshold, "SelfCalibrating.thresholds", t, "0 to 1.01");
   }
 
  private:

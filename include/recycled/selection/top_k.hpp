@@ -12,7 +12,8 @@ namespace recycled::inline RECYCLED_ABI {
 /// (SnapKV's pooling).
 ///
 /// With `memory` a full step's scores (attention weights) are averaged with those of the steps before: a single query
-/// is a noisy judge of what will matter. The paper has none; 0.7 goes with schedules that refresh often.
+/// is a noisy judge of what will matter. The paper has none, and refreshing soon enough leaves little for it to do.
+/// (What a full step of a token that was taken back added to the memory stays there.)
 struct TopK {
   float memory = 0;                ///< share of the old scores in the new ones, in [0, 1)
   index_t pool = 7;                ///< width of the pool, odd; 1: none
