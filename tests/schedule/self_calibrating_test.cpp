@@ -139,7 +139,7 @@ TEST(SelfCalibrating, ParametersThatMeanNothingAreErrors) {
 TEST(SelfCalibrating, LearnsNothingFromAQueryThatIsNoNumber) {
   const Shape shape{2, 1, 8};
   reference::Random random(3);
-  const std::vector<float> keys = random.row(60 * 8);
+  const std::vector<float> keys = random.row(index_t{60} * 8);
   LayerAttention<float, SelfCalibrating> layer(shape, {.capacity = 8}, {.longest = 2});
   std::vector<float> query = random.row(16), out(16);
   const auto step = [&](index_t length) {
