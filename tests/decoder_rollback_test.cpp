@@ -34,6 +34,18 @@ TEST(Rollback, AnyNumberOfTokensAtAnyTimeIsTheModel) {
   }
 }
 
+/// Steps, prompts and rollbacks at random, up to `most_steps` in a row.
+template <class Policy>
+void live(Lockstep<float, Policy>& both, std::uint64_t seed, index_t most_steps) {
+  reference::Random random(seed);
+  both.prefill(20);
+  for (int i = 0; i < 60; ++i) {
+    if (i % 12 == 11) both.prefill(random.between(1, 4));
+    if (random.between(0, 9) > 0) both.step(random.between(1, most_steps));
+    both.rollback(random.between(0, std::min(both.length(), index_t{6})));
+  }
+}
+
 TEST(Rollback, AtRandomIsTheModel) {
   for (const reference::Options& options :
        {reference::Options{.shape = shape, .capacity = 10},
@@ -41,13 +53,7 @@ TEST(Rollback, AtRandomIsTheModel) {
         reference::Options{.shape = shape, .attention = {.window = 30, .sinks = 3}, .capacity = 10},
         reference::Options{.shape = shape, .attention = {.window = 12, .sinks = 2}, .capacity = 40}}) {
     Lockstep<float, QuerySimilarity> both(options, {2, 0.85F}, reference::query_similarity(2, 0.85F), 3);
-    reference::Random random(9);
-    both.prefill(20);
-    for (int i = 0; i < 60; ++i) {
-      if (i % 12 == 11) both.prefill(random.between(1, 4));
-      if (random.between(0, 9) > 0) both.step(random.between(1, 5));
-      both.rollback(random.between(0, std::min(both.length(), index_t{6})));
-    }
+    live(both, 9, 5);
   }
 }
 
@@ -57,13 +63,7 @@ TEST(Rollback, OfAPolicyThatLearnsIsTheModel) {
         reference::Options{.shape = shape, .attention = {.window = 30, .sinks = 3}, .capacity = 10, .memory = 0.5F}}) {
     Lockstep<float, SelfCalibrating> both(options, {.late = 0.3F, .longest = 6}, reference::self_calibrating(0.3F, 6),
                                           3);
-    reference::Random random(11);
-    both.prefill(20);
-    for (int i = 0; i < 60; ++i) {
-      if (i % 12 == 11) both.prefill(random.between(1, 4));
-      if (random.between(0, 9) > 0) both.step(random.between(1, 9));
-      both.rollback(random.between(0, std::min(both.length(), index_t{6})));
-    }
+    live(both, 11, 9);
     EXPECT_GT(both.decoder().statistics()[0].total().recycled_steps, 50U);
     EXPECT_GT(both.decoder().statistics()[0].total().measured, 20U);
   }
