@@ -14,48 +14,44 @@ namespace recycled::inline RECYCLED_ABI::kernels {
 
 /// What is asked for while a tile is computed: as many rows are wanted in L2, and in L1 the next tile's keys, which
 /// should be in L2 already.
-template <int Positions>
 struct Fetch {
-  const void* rows[Positions];
+  const void* rows;
+  index_t stride_bytes;
   index_t row_bytes;
-  index_t next_key;  ///< from a key of this tile to the same of the next one, in bytes
-
-  /// Bytes [begin, begin + count) of the rows, and of the keys after `keys`.
-  template <class T>
-  [[gnu::always_inline]] void ask(const T* const (&keys)[Positions], index_t begin, index_t count) const {
-    for (index_t line = begin; line < begin + count; line += 64) {
-      for (int j = 0; j < Positions; ++j) {
-        simd::prefetch_l2(rows[j], line);
-        simd::prefetch_l1(keys[j], line + next_key);
-      }
-    }
-  }
-  /// The rows' bytes from `begin` on: where they are longer than the keys.
-  [[gnu::always_inline]] void ask_rest(index_t begin) const {
-    for (index_t line = begin; line < row_bytes; line += 64) {
-      for (int j = 0; j < Positions; ++j) simd::prefetch_l2(rows[j], line);
-    }
-  }
 };
 
 /// logits[r][j] = queries[r] . keys[j] for Tile rows and Positions positions. `scales`: see score_block.
 template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
-[[gnu::always_inline]] inline void score_tile(const T* const (&keys)[Positions], index_t dim, const Queries& queries,
-                                              const float* scales, float* logits, const Fetch<Positions>& fetch) {
+[[gnu::always_inline]] inline void score_tile(const Rows<T>& keys, const Queries& queries, const float* scales,
+                                              float* logits, const Fetch& fetch) {
+  const T* const first = keys.first;
+  const index_t stride = keys.stride;
+  const index_t dim = keys.dim;
   typename Isa::vec sums[Tile][Positions];
   simd::unroll<Tile>([&](auto r) { simd::unroll<Positions>([&](auto j) { sums[r][j] = Isa::zero(); }); });
   const auto add = [&](index_t d, const auto& load_key) __attribute__((always_inline)) {
-    typename Isa::vec key[Positions];
-    simd::unroll<Positions>([&](auto j) { key[j] = load_key(j); });
-    simd::unroll<Tile>([&](auto r) {
-      const auto query = Isa::load(queries.first + r * queries.stride + d);
-      simd::unroll<Positions>([&](auto j) { sums[r][j] = Isa::fma(query, key[j], sums[r][j]); });
-    });
+    const auto load_query = [&](auto r) { return Isa::load(queries.first + r * queries.stride + d); };
+    // The fewer of the two stay in registers while the others pass by one at a time: so 3 x 4 sums fit into 16.
+    if constexpr (Tile < Positions) {
+      typename Isa::vec query[Tile];
+      simd::unroll<Tile>([&](auto r) { query[r] = load_query(r); });
+      simd::unroll<Positions>([&](auto j) {
+        const auto key = load_key(j);
+        simd::unroll<Tile>([&](auto r) { sums[r][j] = Isa::fma(query[r], key, sums[r][j]); });
+      });
+    } else {
+      typename Isa::vec key[Positions];
+      simd::unroll<Positions>([&](auto j) { key[j] = load_key(j); });
+      simd::unroll<Tile>([&](auto r) {
+        const auto query = load_query(r);
+        simd::unroll<Positions>([&](auto j) { sums[r][j] = Isa::fma(query, key[j], sums[r][j]); });
+      });
+    }
   };
   const auto add_whole = [&](index_t d) __attribute__((always_inline)) {
     add(
         d, [&](auto j) __attribute__((always_inline)) {
-          const auto key = simd::load_unscaled<Isa>(keys[j], d);
+          const auto key = simd::load_unscaled<Isa>(first + j * stride, d);
           if constexpr (std::is_same_v<T, q8_0>) {
             return Isa::mul(key, Isa::broadcast(scales[d / q8_0::block * block + j]));
           } else {
@@ -63,14 +59,27 @@ template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
           }
         });
   };
+  const auto ask = [&](index_t line) __attribute__((always_inline)) {
+    // Loops, no lambdas: those that only prefetch GCC 12 takes for being without effect.
+    for (int j = 0; j < Positions; ++j) simd::prefetch_l2(fetch.rows, j * fetch.stride_bytes + line);
+  };
   index_t d = 0;
   for (; d + row_chunk <= dim; d += row_chunk) {
-    if constexpr (Fetches) fetch.ask(keys, row_bytes<T>(d), row_bytes<T>(row_chunk));
+    if constexpr (Fetches) {
+      for (index_t line = row_bytes<T>(d); line < row_bytes<T>(d + row_chunk); line += 64) {
+        ask(line);
+        for (int j = 0; j < Positions; ++j) simd::prefetch_l1(first, (Positions + j) * keys.stride_bytes() + line);
+      }
+    }
     simd::unroll<row_chunk / Isa::width>([&](auto v) { add_whole(d + v * Isa::width); });
   }
-  for (; d + Isa::width <= dim; d += Isa::width) add_whole(d);
-  if (d < dim) add(d, [&](auto j) { return simd::load_first<Isa>(keys[j], d, dim - d); });
-  if constexpr (Fetches) fetch.ask_rest(row_bytes<T>(d));
+  if (d < dim) {
+    for (; d + Isa::width <= dim; d += Isa::width) add_whole(d);
+    if (d < dim) add(d, [&](auto j) { return simd::load_first<Isa>(first + j * stride, d, dim - d); });
+  }
+  if constexpr (Fetches) {  // where the rows are longer than the keys
+    for (index_t line = row_bytes<T>(d); line < fetch.row_bytes; line += 64) ask(line);
+  }
   // Four sums a transpose: what is behind the last is overwritten by the next tile, or is behind the block.
   simd::unroll<Tile>([&](auto r) {
     simd::unroll<(Positions + 3) / 4>([&](auto four) {
@@ -82,23 +91,20 @@ template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
   });
 }
 
-/// logits[r][j] for the rows of a tile and the first `count` <= block keys. `Fetches`: whether these are
-/// the first rows to read the keys, so that memory has to be kept busy, by `wanted`'s rows of the same positions.
+/// logits[r][j] for the rows of a tile and the first `count` <= block keys. `Fetches`: whether these are the first rows
+/// to read the keys, so that memory has to be kept busy, by `wanted`'s rows of the same positions.
 template <class Isa, int Tile, bool Fetches, Scalar T>
 void score_rows(const Rows<T>& keys, const Rows<T>& wanted, index_t count, const Queries& queries, const float* scales,
                 float* logits) {
   constexpr int positions = Isa::score_positions(Tile);
   static_assert(block % positions == 0);
-  for (index_t j = 0; j < count; j += positions) {
-    const T* tile[positions];
-    Fetch<positions> fetch{{}, wanted.bytes(), positions * keys.stride_bytes()};
-    simd::unroll<positions>([&](auto i) {
-      const index_t row = std::min(j + i, count - 1);
-      tile[i] = keys[row];
-      fetch.rows[i] = wanted[row];
-    });
-    score_tile<Isa, Tile, positions, Fetches>(tile, keys.dim, queries, scales + j, logits + j, fetch);
-  }
+  const auto score = [&](auto n, index_t j) __attribute__((always_inline)) {
+    const Fetch fetch{wanted[j], wanted.stride_bytes(), wanted.bytes()};
+    score_tile<Isa, Tile, n(), Fetches>(keys.from(j), queries, scales + j, logits + j, fetch);
+  };
+  index_t j = 0;
+  for (; j + positions <= count; j += positions) score(std::integral_constant<int, positions>{}, j);
+  for (; j < count; ++j) score(std::integral_constant<int, 1>{}, j);
 }
 
 /// logits[r][j] for all rows and the first `count` <= block keys; the first rows fetch the values. Of q8_0 keys the
