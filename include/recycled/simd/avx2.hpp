@@ -11,8 +11,8 @@ namespace recycled::inline RECYCLED_ABI::simd {
 struct avx2 {
   static constexpr const char* name = "avx2";
   static constexpr int width = 8;
-  // 4 x 3 or 3 x 4 sums, 3 rows of one side and 1 of the other: 16 of 16 registers. Two FMAs a cycle with a latency of 4
-  // need 8 sums.
+  // 4 x 3 or 3 x 4 sums, 3 rows of one side and 1 of the other: 16 of 16 registers. Two FMAs a cycle with a latency of
+  // 4 need 8 sums.
   static constexpr int most_score_rows = 4;
   static constexpr int most_value_rows = 4;
   static constexpr int score_positions(int rows) { return rows == 4 ? 3 : rows == 1 ? 8 : 4; }
