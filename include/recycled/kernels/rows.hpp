@@ -52,6 +52,28 @@ struct Queries {
   index_t rows = 0;
 };
 
+/// sums[r][c] += row(r) * column(c), vector by vector. The fewer of the two stay in registers while the others pass by
+/// one at a time: so 3 x 4 sums fit into sixteen.
+template <class Isa, int Rows, int Columns, class Row, class Column>
+[[gnu::always_inline]] inline void add_products(typename Isa::vec (&sums)[Rows][Columns], const Row& row,
+                                                const Column& column) {
+  if constexpr (Rows < Columns) {
+    typename Isa::vec rows[Rows];
+    simd::unroll<Rows>([&](auto r) { rows[r] = row(r); });
+    simd::unroll<Columns>([&](auto c) {
+      const auto one = column(c);
+      simd::unroll<Rows>([&](auto r) { sums[r][c] = Isa::fma(rows[r], one, sums[r][c]); });
+    });
+  } else {
+    typename Isa::vec columns[Columns];
+    simd::unroll<Columns>([&](auto c) { columns[c] = column(c); });
+    simd::unroll<Rows>([&](auto r) {
+      const auto one = row(r);
+      simd::unroll<Columns>([&](auto c) { sums[r][c] = Isa::fma(one, columns[c], sums[r][c]); });
+    });
+  }
+}
+
 /// Calls f(constant<n>) for n in [1, Most].
 template <int Most, class F>
 void with_constant(index_t n, const F& f) {

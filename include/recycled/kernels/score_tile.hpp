@@ -14,39 +14,59 @@ namespace recycled::inline RECYCLED_ABI::kernels {
 
 /// What is asked for while a tile is computed: as many rows are wanted in L2, and in L1 the next tile's keys, which
 /// should be in L2 already.
+template <int Positions>
 struct Fetch {
   const void* rows;
   index_t stride_bytes;
   index_t row_bytes;
+
+  /// A line of each row. (Loops, no lambdas: those that only prefetch GCC 12 takes for being without effect.)
+  [[gnu::always_inline]] void ask(index_t line) const {
+    for (int j = 0; j < Positions; ++j) simd::prefetch_l2(rows, j * stride_bytes + line);
+  }
+  /// Bytes [begin, end) of the rows, and of the keys behind those of this tile.
+  template <class T>
+  [[gnu::always_inline]] void ask(const Rows<T>& keys, index_t begin, index_t end) const {
+    for (index_t line = begin; line < end; line += 64) {
+      ask(line);
+      for (int j = 0; j < Positions; ++j) {
+        simd::prefetch_l1(keys.first, (Positions + j) * keys.stride_bytes() + line);
+      }
+    }
+  }
+  /// The rows' bytes from `begin` on: where they are longer than the keys.
+  [[gnu::always_inline]] void ask_rest(index_t begin) const {
+    for (index_t line = begin; line < row_bytes; line += 64) ask(line);
+  }
 };
+
+/// logits[r][j] = reduce_add(sums[r][j]).
+template <class Isa, int Tile, int Positions>
+[[gnu::always_inline]] inline void store_logits(const typename Isa::vec (&sums)[Tile][Positions], float* logits) {
+  // Four sums a transpose: what is behind the last is overwritten by the next tile, or is behind the block.
+  simd::unroll<Tile>([&](auto r) {
+    simd::unroll<(Positions + 3) / 4>([&](auto four) {
+      constexpr auto at = [](int j) { return std::min(j, Positions - 1); };
+      constexpr int j = 4 * four();
+      Isa::store_sums(logits + r * logit_stride + j, sums[r][j], sums[r][at(j + 1)], sums[r][at(j + 2)],
+                      sums[r][at(j + 3)]);
+    });
+  });
+}
 
 /// logits[r][j] = queries[r] . keys[j] for Tile rows and Positions positions. `scales`: see score_block.
 template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
 [[gnu::always_inline]] inline void score_tile(const Rows<T>& keys, const Queries& queries, const float* scales,
-                                              float* logits, const Fetch& fetch) {
+                                              float* logits, const Fetch<Positions>& fetch) {
   const T* const first = keys.first;
   const index_t stride = keys.stride;
   const index_t dim = keys.dim;
   typename Isa::vec sums[Tile][Positions];
   simd::unroll<Tile>([&](auto r) { simd::unroll<Positions>([&](auto j) { sums[r][j] = Isa::zero(); }); });
   const auto add = [&](index_t d, const auto& load_key) __attribute__((always_inline)) {
-    const auto load_query = [&](auto r) { return Isa::load(queries.first + r * queries.stride + d); };
-    // The fewer of the two stay in registers while the others pass by one at a time: so 3 x 4 sums fit into 16.
-    if constexpr (Tile < Positions) {
-      typename Isa::vec query[Tile];
-      simd::unroll<Tile>([&](auto r) { query[r] = load_query(r); });
-      simd::unroll<Positions>([&](auto j) {
-        const auto key = load_key(j);
-        simd::unroll<Tile>([&](auto r) { sums[r][j] = Isa::fma(query[r], key, sums[r][j]); });
-      });
-    } else {
-      typename Isa::vec key[Positions];
-      simd::unroll<Positions>([&](auto j) { key[j] = load_key(j); });
-      simd::unroll<Tile>([&](auto r) {
-        const auto query = load_query(r);
-        simd::unroll<Positions>([&](auto j) { sums[r][j] = Isa::fma(query, key[j], sums[r][j]); });
-      });
-    }
+    add_products<Isa>(
+        sums, [&](auto r) __attribute__((always_inline)) { return Isa::load(queries.first + r * queries.stride + d); },
+        load_key);
   };
   const auto add_whole = [&](index_t d) __attribute__((always_inline)) {
     add(
@@ -59,36 +79,17 @@ template <class Isa, int Tile, int Positions, bool Fetches, Scalar T>
           }
         });
   };
-  const auto ask = [&](index_t line) __attribute__((always_inline)) {
-    // Loops, no lambdas: those that only prefetch GCC 12 takes for being without effect.
-    for (int j = 0; j < Positions; ++j) simd::prefetch_l2(fetch.rows, j * fetch.stride_bytes + line);
-  };
   index_t d = 0;
   for (; d + row_chunk <= dim; d += row_chunk) {
-    if constexpr (Fetches) {
-      for (index_t line = row_bytes<T>(d); line < row_bytes<T>(d + row_chunk); line += 64) {
-        ask(line);
-        for (int j = 0; j < Positions; ++j) simd::prefetch_l1(first, (Positions + j) * keys.stride_bytes() + line);
-      }
-    }
+    if constexpr (Fetches) fetch.ask(keys, row_bytes<T>(d), row_bytes<T>(d + row_chunk));
     simd::unroll<row_chunk / Isa::width>([&](auto v) { add_whole(d + v * Isa::width); });
   }
   if (d < dim) {
     for (; d + Isa::width <= dim; d += Isa::width) add_whole(d);
     if (d < dim) add(d, [&](auto j) { return simd::load_first<Isa>(first + j * stride, d, dim - d); });
   }
-  if constexpr (Fetches) {  // where the rows are longer than the keys
-    for (index_t line = row_bytes<T>(d); line < fetch.row_bytes; line += 64) ask(line);
-  }
-  // Four sums a transpose: what is behind the last is overwritten by the next tile, or is behind the block.
-  simd::unroll<Tile>([&](auto r) {
-    simd::unroll<(Positions + 3) / 4>([&](auto four) {
-      constexpr auto at = [](int j) { return std::min(j, Positions - 1); };
-      constexpr int j = 4 * four();
-      Isa::store_sums(logits + r * logit_stride + j, sums[r][j], sums[r][at(j + 1)], sums[r][at(j + 2)],
-                      sums[r][at(j + 3)]);
-    });
-  });
+  if constexpr (Fetches) fetch.ask_rest(row_bytes<T>(d));
+  store_logits<Isa>(sums, logits);
 }
 
 /// logits[r][j] for the rows of a tile and the first `count` <= block keys. `Fetches`: whether these are the first rows
@@ -99,7 +100,7 @@ void score_rows(const Rows<T>& keys, const Rows<T>& wanted, index_t count, const
   constexpr int positions = Isa::score_positions(Tile);
   static_assert(block % positions == 0);
   const auto score = [&](auto n, index_t j) __attribute__((always_inline)) {
-    const Fetch fetch{wanted[j], wanted.stride_bytes(), wanted.bytes()};
+    const Fetch<n()> fetch{wanted[j], wanted.stride_bytes(), wanted.bytes()};
     score_tile<Isa, Tile, n(), Fetches>(keys.from(j), queries, scales + j, logits + j, fetch);
   };
   index_t j = 0;

@@ -65,26 +65,9 @@ void value_tile(const ValueBlock<T>& b, index_t column, const void* ahead) {
           simd::prefetch_l1(row, near + line);
         }
       }
-      const auto load = [&](auto v) __attribute__((always_inline)) { return load_value(row, column + v * Isa::width); };
-      const auto weight = [&](auto r) __attribute__((always_inline)) {
-        return Isa::broadcast(b.weights[r * logit_stride + j]);
-      };
-      // The fewer stay in registers: see score_tile.hpp.
-      if constexpr (Tile < Vectors) {
-        typename Isa::vec weights[Tile];
-        simd::unroll<Tile>([&](auto r) { weights[r] = weight(r); });
-        simd::unroll<Vectors>([&](auto v) {
-          const auto value = load(v);
-          simd::unroll<Tile>([&](auto r) { sums[r][v] = Isa::fma(value, weights[r], sums[r][v]); });
-        });
-      } else {
-        typename Isa::vec values[Vectors];
-        simd::unroll<Vectors>([&](auto v) { values[v] = load(v); });
-        simd::unroll<Tile>([&](auto r) {
-          const auto w = weight(r);
-          simd::unroll<Vectors>([&](auto v) { sums[r][v] = Isa::fma(values[v], w, sums[r][v]); });
-        });
-      }
+      add_products<Isa>(
+          sums, [&](auto r) __attribute__((always_inline)) { return Isa::broadcast(b.weights[r * logit_stride + j]); },
+          [&](auto v) __attribute__((always_inline)) { return load_value(row, column + v * Isa::width); });
     }
   };
   const index_t rest = b.values.dim - column;
