@@ -2,7 +2,7 @@
 //
 //   full        attention over all L positions                 recycled    over the K + 1 rows of a set
 //   refresh     a full step that also scores and selects       amortised   a token on average, a refresh every 10
-//   tokens
+//   sketched    a refresh by a sketch of the keys                          tokens
 //
 // All data are random, but the query turns from token to token, so that refreshes replace a part of their sets.
 // Layers take turns, so that no cache holds their rows; repetitions of all rows of a group take turns, so that all see
@@ -19,6 +19,7 @@ using recycled::q8_0;
 /// What a group measures beside the full step.
 struct Wanted {
   bool recycling = false;
+  bool sketch = false;
   bool peers = false;
 };
 
@@ -34,13 +35,19 @@ void decode(const Case& c, const Wanted& wanted, Run& run) {
   const index_t set_layers = (std::max(full_layers, times_to_exceed_cache(set_bytes)) + 9) / 10 * 10;
   const Memories<T> memories(c, full_layers);
   const TurningQuery query(c.shape);
-  const auto make = [&](bool made, index_t count, auto policy, index_t stride, index_t tokens) {
+  // A sketch belongs to its layer.
+  constexpr recycled::SketchOptions sketch{.coordinates = 32, .full_every = index_t{1} << 40};
+  const index_t sketched_layers = std::max(
+      full_layers, times_to_exceed_cache(static_cast<double>(c.shape.kv_heads * c.length * sketch.coordinates) / 2));
+  const auto make = [&](bool made, index_t count, auto policy, index_t stride, index_t tokens,
+                        const recycled::SketchOptions& with = {}) {
     using Made = Layers<T, decltype(policy)>;
-    return made ? std::make_unique<Made>(c, memories, query, count, policy, stride, tokens, pool) : nullptr;
+    return made ? std::make_unique<Made>(c, memories, query, count, policy, stride, tokens, pool, with) : nullptr;
   };
   const auto full = make(true, full_layers, recycled::AlwaysFull{}, 1, 1);
   const auto recycled = make(wanted.recycling, set_layers, recycled::NeverFull{}, 1, 1);
   const auto refresh = make(wanted.recycling, full_layers, recycled::FixedStride{1}, 1, 10);
+  const auto sketched = make(wanted.sketch, sketched_layers, recycled::FixedStride{1}, 1, 10, sketch);
   const auto amortised = make(wanted.recycling, set_layers, recycled::FixedStride{10}, 10, 1);
 
   Group group;
@@ -57,6 +64,7 @@ void decode(const Case& c, const Wanted& wanted, Run& run) {
   add("full", full);
   add("recycled", recycled);
   add("refresh", refresh);
+  add("sketched", sketched);
   add("amortised", amortised, 10);
   if (wanted.peers) {
     run.peers.add(
@@ -87,6 +95,7 @@ void decode(const Case& c, const Wanted& wanted, Run& run) {
   take("full", full);
   take("recycled", recycled);
   take("refresh", refresh);
+  take("sketched", sketched);
   take("amortised", amortised);
   for (const Row& row : run.peers.rows(times, rows.front())) rows.push_back(row);
   for (const Row& row : rows) print(row);
@@ -111,6 +120,11 @@ int main(int argc, char** argv) {
   for (index_t length = 1024; length <= 131072; length *= 2) measure(half{}, {usual, length, 512, 2}, all);
   for (const index_t length : {8192, 32768, 131072}) measure(half{}, {usual, length, length / 8, 2}, all);
   measure(half{}, {usual, 8192, 1024, 1}, all);
+  // Refreshes by a sketch, as many rows as half of a full refresh's set.
+  constexpr Wanted with_sketch{.recycling = true, .sketch = true, .peers = true};
+  for (const index_t dim : {64, 128}) {
+    for (const index_t length : {8192, 32768}) measure(half{}, {shape(dim, 8, 4), length, length / 16, 2}, with_sketch);
+  }
   // Types and layouts.
   measure(q8_0{}, {usual, 8192, 1024, 2}, all);
   measure(q8_0{}, {usual, 8192, 1024, 1}, ours);

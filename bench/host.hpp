@@ -110,19 +110,19 @@ class TurningQuery {
 };
 
 /// `layers` objects, used in turn; their sets are chosen, and their phases spread over `stride` tokens, so that any
-/// stretch of the measurement holds full and recycled steps in their true proportion. Every full step reads the next of
-/// the memories. `tokens`: how far the query turns from one step to the next.
+/// stretch of the measurement holds full and recycled steps in their true proportion. Every full step, and every choice
+/// by a sketch, reads the next of the memories. `tokens`: how far the query turns from one step to the next.
 template <class T, class Policy>
 class Layers {
  public:
   Layers(const Case& c, const Memories<T>& memories, const TurningQuery& query, index_t layers, Policy policy,
-         index_t stride, index_t tokens, recycled::ThreadPool& pool)
+         index_t stride, index_t tokens, recycled::ThreadPool& pool, const recycled::SketchOptions& sketch = {})
       : case_(c),
         memories_(memories),
         query_(query),
         tokens_(tokens),
         out_(static_cast<std::size_t>(c.shape.output_size())) {
-    const recycled::LayerOptions options{.capacity = c.capacity, .max_length = memories.room()};
+    const recycled::LayerOptions options{.capacity = c.capacity, .max_length = memories.room(), .sketch = sketch};
     layers_.reserve(static_cast<std::size_t>(layers));
     for (index_t i = 0; i < layers; ++i) {
       layers_.emplace_back(c.shape, options, policy);
@@ -151,7 +151,7 @@ class Layers {
     if (layer.length() == memories_.room()) layer.truncate(case_.length);
     const index_t token = layer.length() - case_.length;
     layer.step(query_(token * tokens_), memories_.view(memory_, layer.length() + 1), out_, pool);
-    if (layer.last_step(0) == recycled::StepKind::full) ++memory_;
+    if (layer.last_step(0) != recycled::StepKind::recycled) ++memory_;
     benchmark::DoNotOptimize(out_.data());
   }
   recycled::HeadStatistics total() const {

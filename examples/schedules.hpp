@@ -20,10 +20,17 @@ using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recy
 struct NamedSchedule {
   std::string name;  ///< as the user wrote it
   AnySchedule schedule;
+  bool sketched = false;  ///< its refreshes read a sketch of the keys
+
+  /// For LayerAttention: 32 coordinates are a sixteenth of what a row of 128 halves takes, an eighth of one of 64.
+  recycled::SketchOptions sketch() const { return {.coordinates = sketched ? 32 : 0}; }
+  /// A sketch's scores are noise to a pool: it would spread what is high by chance.
+  recycled::TopK selection() const { return {.pool = sketched ? 1 : 7}; }
 };
 
 inline constexpr std::string_view known_schedules =
-    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE";
+    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE; "
+    "all but the first two also with :sketch at their end";
 
 inline std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
@@ -50,19 +57,21 @@ Number parse_number(const std::string& what, const std::string& text) {
 /// "fixed-stride:10" and the like. Throws std::invalid_argument for a name or a parameter that can't be; `option` is
 /// where the text stood.
 inline NamedSchedule parse_schedule(const std::string& option, const std::string& text) {
-  const std::vector<std::string> parts = split(text, ':');
+  std::vector<std::string> parts = split(text, ':');
+  const bool sketched = parts.size() > 1 && parts.back() == "sketch";
+  if (sketched) parts.pop_back();
   const auto is = [&](std::string_view name, std::size_t parameters) {
     return parts[0] == name && parts.size() == 1 + parameters;
   };
   const auto stride = [&] { return parse_number<index_t>("stride", parts[1]); };
   const auto checked = [&](auto schedule) {
     schedule.validate();
-    return NamedSchedule{text, std::move(schedule)};
+    return NamedSchedule{text, std::move(schedule), sketched};
   };
   try {
-    if (is("always", 0)) return {text, recycled::AlwaysFull{}};
-    if (is("never", 0)) return {text, recycled::NeverFull{}};
-    if (is("self-calibrating", 0)) return {text, recycled::SelfCalibrating{}};
+    if (is("always", 0) && !sketched) return {text, recycled::AlwaysFull{}};
+    if (is("never", 0) && !sketched) return {text, recycled::NeverFull{}};
+    if (is("self-calibrating", 0)) return checked(recycled::SelfCalibrating{});
     if (is("self-calibrating", 1)) {
       return checked(recycled::SelfCalibrating{.late = parse_number<float>("late", parts[1])});
     }

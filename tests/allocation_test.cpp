@@ -183,6 +183,22 @@ TEST(SteadyDecoding, OverPagesAllocatesAtTheFirstStepAlone) {
   for (index_t length = prompt + 1; length <= prompt + steps; ++length) rest += step(length);
   EXPECT_EQ(rest, 0);
 }
+/// Eigen's solver is not counted: it takes its memory from malloc, for as long as axes are being found.
+TEST(SteadyDecoding, AllocatesNothingForASketch) {
+  constexpr index_t more = 3 * prompt;
+  Decoder<half, SelfCalibrating> decoder({1, shape},
+                                         {.capacity = 24, .max_length = prompt + more, .sketch = {.coordinates = 16}});
+  reference::Tokens tokens(shape, 1);
+  reference::prefill(decoder, tokens.next(prompt));
+  const std::vector<Token> rest = tokens.next(more);
+  std::vector<float> out(reference::at(shape.query_size()));
+  const int count = allocations_of([&] {
+    for (const Token& token : rest) decoder.step(0, token.query, token.key, token.value, out);
+  });
+  EXPECT_EQ(count, 0);
+  EXPECT_GT(decoder.statistics()[0].total().sketched_steps, 20U);
+}
+
 TEST(Decoding, WithoutAMaximalLengthAllocatesByDoubling) {
   Decoder<float> decoder({1, {2, 1, 8}}, {.capacity = 8});
   reference::Tokens tokens({2, 1, 8}, 1);

@@ -110,32 +110,67 @@ TEST(Schedules, AreReadByName) {
   EXPECT_EQ(std::get<recycled::QuerySimilarity>(schedules[3].schedule).threshold, 0.5F);
 }
 
+TEST(Schedules, MayHaveASketchAndACapacityOfTheirOwn) {
+  const auto schedules = replay::parse_schedules("self-calibrating:0.25:sketch@256,fixed-stride:3:sketch,never@9");
+  ASSERT_EQ(schedules.size(), 3U);
+  EXPECT_EQ(schedules[0].name, "self-calibrating:0.25:sketch@256");
+  EXPECT_EQ(std::get<recycled::SelfCalibrating>(schedules[0].schedule).late, 0.25F);
+  EXPECT_EQ(schedules[0].sketch().coordinates, 32);
+  EXPECT_EQ(schedules[0].capacity, 256);
+  EXPECT_EQ(std::get<recycled::FixedStride>(schedules[1].schedule).stride, 3);
+  EXPECT_EQ(schedules[1].sketch().coordinates, 32);
+  EXPECT_EQ(schedules[1].capacity, 0);
+  EXPECT_EQ(schedules[2].sketch().coordinates, 0);
+  EXPECT_EQ(schedules[2].capacity, 9);
+}
+
 TEST(Schedules, ThatCantBeAreRefusedByName) {
-  for (const char* text : {"", "nevr", "never:1", "fixed-stride", "fixed-stride:", "fixed-stride:0", "fixed-stride:-1",
-                           "fixed-stride:1.5", "fixed-stride:99999999999999999999", "query-similarity:5",
-                           "query-similarity:5:2", "query-similarity:5:nan", "never,", "never, always"}) {
+  for (const char* text : {"never:sketch",
+                           "always:sketch",
+                           "sketch",
+                           "fixed-stride:sketch",
+                           "fixed-stride:5@",
+                           "fixed-stride:5@0",
+                           "fixed-stride:5@256:sketch",
+                           "@256",
+                           "",
+                           "nevr",
+                           "never:1",
+                           "fixed-stride",
+                           "fixed-stride:",
+                           "fixed-stride:0",
+                           "fixed-stride:-1",
+                           "fixed-stride:1.5",
+                           "fixed-stride:99999999999999999999",
+                           "query-similarity:5",
+                           "query-similarity:5:2",
+                           "query-similarity:5:nan",
+                           "never,",
+                           "never, always"}) {
     const std::string message = message_of<std::exception>([&] { replay::parse_schedules(text); });
     EXPECT_TRUE(message.starts_with("--schedule")) << text << ": " << message;
   }
 }
 
 TEST(Report, JsonHasAnObjectAPolicy) {
-  const std::vector<replay::Result> results{{"never", 0, 787968, 0.125, 0.25, 0.75, 61.5, {}},
-                                            {"fixed-stride:10", 153, 1375947, 0.5, HUGE_VAL, 1, 120, {}}};
+  const std::vector<replay::Result> results{{"never", 0, 7, 787968, 0.125, 0.25, 0.75, 61.5, {}},
+                                            {"fixed-stride:10", 153, 0, 1375947, 0.5, HUGE_VAL, 1, 120, {}}};
   std::ostringstream json;
   replay::write_json(json, results);
   EXPECT_EQ(json.str(),
             "[\n"
-            "  {\"policy\": \"never\", \"full_steps\": 0, \"rows\": 787968, \"bytes_share\": 0.125, \"error\": 0.25, "
+            "  {\"policy\": \"never\", \"full_steps\": 0, \"sketched_steps\": 7, \"rows\": 787968, \"bytes_share\": "
+            "0.125, \"error\": 0.25, "
             "\"covered\": 0.75, \"microseconds\": 61.5},\n"
-            "  {\"policy\": \"fixed-stride:10\", \"full_steps\": 153, \"rows\": 1375947, \"bytes_share\": 0.5, "
+            "  {\"policy\": \"fixed-stride:10\", \"full_steps\": 153, \"sketched_steps\": 0, \"rows\": 1375947, "
+            "\"bytes_share\": 0.5, "
             "\"error\": null, \"covered\": 1, \"microseconds\": 120}\n"
             "]\n");
 }
 
 TEST(Report, StepsAreARowAPolicyAndStep) {
-  const std::vector<replay::Result> results{{"full", 0, 0, 1, 0, 1, 2, {{3, 0, 2.5}}},
-                                            {"never", 0, 0, 1, 0, 1, 2, {{0, 0.25, 1}, {0, 0.5, 2}}}};
+  const std::vector<replay::Result> results{{"full", 0, 0, 0, 1, 0, 1, 2, {{3, 0, 2.5}}},
+                                            {"never", 0, 0, 0, 1, 0, 1, 2, {{0, 0.25, 1}, {0, 0.5, 2}}}};
   std::ostringstream csv;
   replay::write_steps(csv, results);
   EXPECT_EQ(csv.str(),
@@ -195,6 +230,19 @@ TEST(Replay, AgreesFromTheFirstQueryThatTheTraceHas) {
   expect_figures(options(4033, 256, 60), {{"never", 0, 46260, 0.362026, 0.677039},
                                           {"fixed-stride:10", 18, 114858, 0.350807, 0.692703},
                                           {"query-similarity:5:0.85", 36, 183366, 0.284706, 0.740881}});
+}
+
+/// Of a layer this hard with half of the rows and the bytes of two thirds: .139 against .293 in 512 tokens.
+TEST(Replay, RefreshesByASketchLoseLessThanFullOnesNowAndThen) {
+  replay::Options wanted = options(4096, 512, 128);
+  wanted.schedules = replay::parse_schedules("fixed-stride:10,self-calibrating:0.5:sketch@256");
+  const std::vector<replay::Result> results = replay::run<half>(moonstone(), wanted);
+  EXPECT_LT(results[2].error, results[1].error / 1.8);
+  EXPECT_LT(results[2].bytes_share, results[1].bytes_share * 0.7);
+  EXPECT_GT(results[2].covered, results[1].covered);
+  EXPECT_GT(results[2].sketched_steps, 300);
+  EXPECT_LT(results[2].full_steps, 12);
+  EXPECT_EQ(results[1].sketched_steps, 0);
 }
 
 TEST(Replay, WithRoomForEverythingIsExact) {

@@ -12,19 +12,24 @@ import subprocess
 import sys
 import tempfile
 
-SETTINGS = {  # name in the JSON: (title, colour, marker, what RECYCLED_SCHEDULE says; None: without the plugin)
+# Name in the JSON: (title, colour, marker, what RECYCLED_SCHEDULE says, and behind an @ RECYCLED_CAPACITY; None: without
+# the plugin).
+SETTINGS = {
     "stock": ("stock llama.cpp", "#E69F00", "s", None),
     "exact": ("exact", "#444444", "o", "exact"),
     "fixed_stride": ("fixed-stride:10", "#0072B2", "D", "fixed-stride:10"),
     "query_similarity": ("query-similarity:5:0.85", "#009E73", "^", "query-similarity:5:0.85"),
     "self_calibrating": ("self-calibrating", "#CC79A7", "v", "self-calibrating"),
+    "sketched": ("self-calibrating, sketch", "#D55E00", "P", "self-calibrating:0.5:sketch@1/16"),
 }
 
 
 def environment(options, schedule):
     result = {key: value for key, value in os.environ.items() if not key.startswith(("RECYCLED_", "GGML_BACKEND_"))}
     if schedule is not None:
-        result |= {"GGML_BACKEND_PATH": options.plugin, "RECYCLED_SCHEDULE": schedule}
+        schedule, _, capacity = schedule.partition("@")
+        result |= {"GGML_BACKEND_PATH": options.plugin, "RECYCLED_SCHEDULE": schedule,
+                   "RECYCLED_CAPACITY": capacity or "1/8"}
     return result
 
 
@@ -96,12 +101,12 @@ def add_agreement(rows, path):
         return
     with open(path) as file:
         lines = json.load(file)
-    by_title = {title: name for name, (title, *_) in SETTINGS.items()}
+    by_schedule = {schedule: name for name, (*_, schedule) in SETTINGS.items()}
     for row in rows:
         for line in lines:
-            if line["context"] == row["context"] and line["name"] in by_title:
-                row[f"kl_{by_title[line['name']]}"] = line["kl"]
-                row[f"nmse_{by_title[line['name']]}"] = line["nmse"]
+            if line["context"] == row["context"] and line["name"] in by_schedule:
+                name = by_schedule[line["name"]]
+                row |= {f"kl_{name}": line["kl"], f"nmse_{name}": line["nmse"], f"bytes_{name}": line["bytes"]}
         if "nmse_exact" in row:
             row |= {"nmse": row["nmse_exact"], "kl": row.get("kl_fixed_stride", row["kl_exact"])}
 

@@ -27,7 +27,7 @@ class Replay {
         keys_(stored(trace.keys)),
         values_(stored(trace.values)),
         out_(static_cast<std::size_t>(trace.shape.output_size())) {
-    options_.schedules.insert(options_.schedules.begin(), {"full", recycled::AlwaysFull{}});
+    options_.schedules.insert(options_.schedules.begin(), Policy{{"full", recycled::AlwaysFull{}}});
   }
 
   /// One result a schedule; before them, as the first, full attention: the truth, and what times are compared with.
@@ -81,17 +81,22 @@ class Replay {
   /// New layers that have seen the prompt and chosen by its last token.
   std::vector<Layer> begin() const {
     std::vector<Layer> layers;
-    for (const NamedSchedule& named : options_.schedules) {
-      layers.push_back(std::visit([&](const auto& schedule) { return Layer(begin(schedule)); }, named.schedule));
+    for (const Policy& policy : options_.schedules) {
+      layers.push_back(
+          std::visit([&](const auto& schedule) { return Layer(begin(policy, schedule)); }, policy.schedule));
     }
     return layers;
   }
   template <recycled::Schedule S>
-  recycled::LayerAttention<T, S> begin(const S& schedule) const {
-    recycled::LayerAttention<T, S> layer(trace_.shape, {.capacity = options_.capacity, .max_length = trace_.tokens},
-                                         schedule);
-    layer.observe(trace_.query(options_.prompt - 1), options_.prompt);
-    layer.prepare(view(options_.prompt));
+  recycled::LayerAttention<T, S> begin(const Policy& policy, const S& schedule) const {
+    const index_t capacity = policy.capacity > 0 ? policy.capacity : options_.capacity;
+    recycled::LayerAttention<T, S> layer(trace_.shape,
+                                         {.capacity = capacity, .max_length = trace_.tokens, .sketch = policy.sketch()},
+                                         schedule, policy.selection());
+    // As many of the prompt's last queries as the trace has, up to what a sketch makes use of.
+    const index_t first = std::max(trace_.first_query, options_.prompt - 64);
+    layer.observe(trace_.queries_of(first, options_.prompt), options_.prompt);
+    layer.prepare(view(options_.prompt), pool_);
     return layer;
   }
 
@@ -141,11 +146,14 @@ class Replay {
   void note(const L& layer, const Truth& truth, const std::vector<float>& exact, Sets& held, Result& result) const {
     Step step{0, relative_error(out_, exact, trace_.shape.query_heads)};
     for (index_t g = 0; g < trace_.shape.kv_heads; ++g) {
-      if (layer.last_step(g) == recycled::StepKind::full) {
+      const recycled::StepKind kind = layer.last_step(g);
+      std::vector<index_t>& rows = held[static_cast<std::size_t>(g)];
+      if (kind == recycled::StepKind::full) {
         ++step.full_heads;
         result.covered += static_cast<double>(trace_.shape.group());
+      } else if (kind == recycled::StepKind::sketched) {  // attended to what it chose, the new token included
+        result.covered += truth.covered(g, layer.recycled_positions(g));
       } else {
-        std::vector<index_t>& rows = held[static_cast<std::size_t>(g)];
         rows.push_back(layer.length() - 1);
         result.covered += truth.covered(g, rows);
       }
@@ -159,6 +167,7 @@ class Replay {
   void summarize(const L& layer, double full_bytes, Result& result) const {
     const recycled::HeadStatistics total = layer.statistics().total();
     result.full_steps = static_cast<index_t>(total.full_steps);
+    result.sketched_steps = static_cast<index_t>(total.sketched_steps);
     result.rows = static_cast<index_t>(total.rows_read);
     result.bytes_share = static_cast<double>(total.bytes_read) / full_bytes;
     result.error /= static_cast<double>(options_.tokens);
@@ -201,7 +210,7 @@ class Replay {
 
   const Trace& trace_;
   Options options_;
-  recycled::ThreadPool pool_;
+  mutable recycled::ThreadPool pool_;
   recycled::Array<T> keys_;    // [token, kv_head, head_dim]
   recycled::Array<T> values_;  // [token, kv_head, value_dim]
   std::vector<float> out_;

@@ -21,10 +21,11 @@ inline void print_table(std::ostream& stream, const std::vector<Result>& results
     stream << std::setw(columns) << std::fixed << std::setprecision(digits) << value << unit;
   };
   name("policy");
-  stream << "  full steps  rows read  KV bytes    error  covered  us/token  speed-up\n";
+  stream << "  full steps  sketched  rows read     bytes    error  covered  us/token  speed-up\n";
   for (const Result& result : results) {
     name(result.policy);
-    stream << std::setw(12) << result.full_steps << std::setw(11) << result.rows;
+    stream << std::setw(12) << result.full_steps << std::setw(10) << result.sketched_steps << std::setw(11)
+           << result.rows;
     number(8, 1, 100 * result.bytes_share, " %");
     number(9, 5, result.error);
     number(9, 5, result.covered);
@@ -44,7 +45,7 @@ inline void write_json(std::ostream& stream, std::span<const Result> results) {
       std::isfinite(value) ? stream << value : stream << "null";
     };
     stream << separator << "  {\"policy\": \"" << result.policy << "\", \"full_steps\": " << result.full_steps
-           << ", \"rows\": " << result.rows;
+           << ", \"sketched_steps\": " << result.sketched_steps << ", \"rows\": " << result.rows;
     field("bytes_share", result.bytes_share);
     field("error", result.error);
     field("covered", result.covered);

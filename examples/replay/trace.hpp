@@ -20,9 +20,11 @@ struct Trace {
   std::vector<float> keys;     ///< [tokens, kv_heads, head_dim]
   std::vector<float> values;   ///< [tokens, kv_heads, value_dim]
 
-  std::span<const float> query(index_t token) const {
-    return std::span(queries).subspan(static_cast<std::size_t>((token - first_query) * shape.query_size()),
-                                      static_cast<std::size_t>(shape.query_size()));
+  std::span<const float> query(index_t token) const { return queries_of(token, token + 1); }
+  /// Of tokens [begin, end).
+  std::span<const float> queries_of(index_t begin, index_t end) const {
+    return std::span(queries).subspan(static_cast<std::size_t>((begin - first_query) * shape.query_size()),
+                                      static_cast<std::size_t>((end - begin) * shape.query_size()));
   }
 };
 

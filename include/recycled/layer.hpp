@@ -201,6 +201,7 @@ class LayerAttention {
   /// A chunk of the prompt: its last token counts as a full step.
   void remember(std::span<const float> queries, index_t length, std::span<const float> compared) {
     prompt_.push(queries);
+    attention_.see(queries);
     prompt_compared_ = !compared.empty();
     const std::span<const float> last = compared.empty() ? queries.last(full_query_count()) : compared;
     std::copy(last.begin(), last.end(), full_queries_.begin());
@@ -219,7 +220,7 @@ class LayerAttention {
   }
   std::size_t full_query_count() const { return static_cast<std::size_t>(full_queries_.size()); }
 
-  /// Asks the schedule, once for the layer or for every KV head.
+  /// Asks the schedule, once for the layer or for every KV head. A refresh is sketched where that can be.
   void decide(std::span<const float> queries, index_t length) {
     StepInfo info{.step = step_ + 1,
                   .length = length,
@@ -242,6 +243,8 @@ class LayerAttention {
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
       auto& head = attention_.heads()[g];
       head.kind = head.must_refresh || !recycles ? StepKind::full : kinds_[g];
+      if (head.kind != StepKind::recycled)
+        head.kind = attention_.sketches(g, length) ? StepKind::sketched : StepKind::full;
     }
   }
   std::span<const float> group_of(std::span<const float> queries, index_t g) const {
@@ -260,7 +263,7 @@ class LayerAttention {
       ++ages_[g];
       return;
     }
-    ++count.full_steps;
+    ++(head.kind == StepKind::sketched ? count.sketched_steps : count.full_steps);
     ages_[g] = 0;
     const std::span<const float> group = group_of(queries, g);
     std::copy(group.begin(), group.end(), full_queries_.data() + g * shape_.group() * shape_.head_dim);

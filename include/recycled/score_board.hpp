@@ -5,6 +5,8 @@
 #include <span>
 
 #include "recycled/cache/recycle_cache.hpp"
+#include "recycled/kernels/code_scan.hpp"
+#include "recycled/kernels/score_tile.hpp"
 #include "recycled/kernels/select.hpp"
 #include "recycled/selection/selection.hpp"
 
@@ -13,10 +15,12 @@ namespace recycled::inline RECYCLED_ABI {
 /// Scratch for the logits of a step, a row of positions for each query head, and the choice made from them. KV heads
 /// work on disjoint parts, so they may run in parallel.
 class ScoreBoard {
+  using Isa = simd::native;
+
  public:
   /// Room for a step over `length` positions of a layer of this shape, which keeps up to `capacity` of them. At least
   /// doubles when it grows.
-  void reserve(const Shape& shape, index_t capacity, index_t length) {
+  void reserve(const Shape& shape, index_t capacity, index_t length, bool sketched) {
     group_ = shape.group();
     capacity_ = capacity;
     room_ = length / 64 * 64 + 64;
@@ -24,15 +28,24 @@ class ScoreBoard {
     if (grow(marks_, shape.kv_heads * (room_ / 64))) std::fill(marks_.begin(), marks_.end(), std::uint64_t{0});
     grow(chosen_, detail::checked_product(shape.kv_heads, capacity, "recycle cache size"));
     grow(old_mass_, shape.query_heads);
+    if (sketched) grow(sums_, shape.query_heads * room_);
   }
 
-  /// Where a step puts the logits of KV head `g`.
+  /// Where a step puts the logits of KV head `g`,
   kernels::LogitSink sink(index_t g) noexcept { return {row(g, 0), room_}; }
+  kernels::StepLogits<Isa> logits(index_t g) noexcept { return {row(g, 0), room_}; }
+  /// and where a sketch puts its sums: rows of `stride()`, for whole blocks of codes.
+  std::int16_t* sums(index_t g) noexcept { return sums_.data() + g * group_ * room_; }
+  index_t stride() const noexcept { return room_; }
 
   /// The scores of one query are those of KV head g's logits; `visible` limits them.
   void score(index_t g, std::span<const float> lse, const Visible& visible) noexcept {
     for (index_t r = 0; r < group_; ++r) hide(row(g, r), visible);
-    kernels::group_log_weights(row(g, 0), room_, lse, visible.window.end, log_weights(g));
+    logits(g).log_weights(lse, visible.window.end, log_weights(g));
+  }
+  /// The same by the logits of a sketch.
+  void score(index_t g, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse, index_t length) noexcept {
+    sketched.log_weights(lse, length, log_weights(g));
   }
 
   /// Takes the scores of query `i` of `n` prompt queries, which saw `seen` positions, into a mean over all of them;
@@ -45,41 +58,49 @@ class ScoreBoard {
     for (index_t j = 0; j < total; ++j) log_weights(g)[j] = std::log(mean[j]);
   }
 
+  /// Where scores come from: of the prompt's last queries, of a full step, or of a sketch of the keys.
+  enum class Source { prompt, step, sketch };
+
   /// Replaces the set of KV head `g` by what `selection` makes of the scores. `view` holds at least the positions seen.
   template <Scalar T, Selection Keep>
-  void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, bool of_prompt,
+  void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
               RecycleCache<T>& cache) noexcept {
     const index_t length = visible.window.end;
     const std::span<float> ranked(ranks(g), static_cast<std::size_t>(length));
-    selection.rank(Scores{{log_weights(g), ranked.size()}, of_prompt}, ranked);
+    selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt}, ranked);
     if (visible.window.begin > visible.sinks.end) {
       // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
       for (float& rank : ranked) rank = detail::sane_rank(rank);
     }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
       ranks(g)[j] = std::numeric_limits<float>::quiet_NaN();
+    if (source == Source::sketch) {
+      // A sketched step attends to its choice alone: the new token is part of it, and the first positions, where
+      // attention rests, which lie so far from other keys that a sketch knows little of them.
+      std::fill_n(ranks(g), std::min(first_positions, length), newcomer_rank);
+      ranks(g)[length - 1] = std::numeric_limits<float>::infinity();
+    }
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
     cache.rebuild(g, chosen, ranked, view, length - 1, marks_.data() + g * (room_ / 64));
   }
 
   /// Before a choice: notes the share of every query row's attention mass that the set and the new token at `own` hold.
-  template <Scalar T>
-  void measure_old(index_t g, std::span<const float> lse, index_t own, RecycleCache<T>& cache) noexcept {
+  template <Scalar T, class Logits>
+  void measure_old(index_t g, const Logits& by, std::span<const float> lse, index_t own,
+                   RecycleCache<T>& cache) noexcept {
     cache.close_gap(g);
     for (index_t r = 0; r < group_; ++r) {
-      const float own_weight = std::exp(row(g, r)[own] - lse.data()[r]);
       old_mass_[g * group_ + r] =
-          kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g), ranks(g)) + own_weight;
+          by.mass(r, lse.data()[r], cache.positions(g), ranks(g)) + by.mass(r, lse.data()[r], {&own, 1}, ranks(g));
     }
   }
   /// After it: what was noted relative to what the new set holds, the least over the group. See Refresh::retained_mass.
-  template <Scalar T>
-  float retained_mass(index_t g, std::span<const float> lse, const RecycleCache<T>& cache) noexcept {
+  template <Scalar T, class Logits>
+  float retained_mass(index_t g, const Logits& by, std::span<const float> lse, const RecycleCache<T>& cache) noexcept {
     float least = 1;
     for (index_t r = 0; r < group_; ++r) {
-      const float new_mass = kernels::mass<Isa>(row(g, r), lse.data()[r], cache.positions(g), ranks(g));
-      const float share = old_mass_[g * group_ + r] / new_mass;
+      const float share = old_mass_[g * group_ + r] / by.mass(r, lse.data()[r], cache.positions(g), ranks(g));
       least = share < least ? share : least;
     }
     return least;
@@ -103,7 +124,7 @@ class ScoreBoard {
   }
 
  private:
-  using Isa = simd::native;
+  static constexpr index_t first_positions = 4;
 
   float* row(index_t g, index_t r) noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
   float* log_weights(index_t g) noexcept { return row(g, group_); }
@@ -128,6 +149,7 @@ class ScoreBoard {
   index_t capacity_ = 0;
   index_t room_ = 0;
   Array<float> scores_;         // [kv_heads, group + 2, room]: logits, then log-weights and ranks
+  Array<std::int16_t> sums_;    // [query_heads, room]: a sketch's, with one alone
   Array<std::uint64_t> marks_;  // [kv_heads, room / 64], zeros between choices
   Array<index_t> chosen_;       // [kv_heads, capacity]
   Array<float> old_mass_;       // [query_heads]

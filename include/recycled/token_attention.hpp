@@ -1,6 +1,7 @@
 // One token through one layer, once it is known which kind of step each KV head takes.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "recycled/kernels/decode.hpp"
 #include "recycled/schedule/schedule.hpp"
 #include "recycled/scratch.hpp"
+#include "recycled/sketch/key_sketch.hpp"
 #include "recycled/types/layer_options.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
@@ -23,6 +25,7 @@ class TokenAttention {
     StepKind kind = StepKind::full;
     bool must_refresh = true;     ///< there is no set, or something is missing from it: the next step has to be full
     bool reads_host = true;       ///< the host's rows were read, not the recycle cache
+    index_t sketched = 0;         ///< refreshes by the sketch since the last full step
     bool measured = false;        ///< a full step found an old set to compare with,
     float retained_mass = 1;      ///< and this is what it still held (Refresh::retained_mass)
     std::uint64_t rows_read = 0;  ///< by the last step
@@ -32,19 +35,36 @@ class TokenAttention {
   TokenAttention(const Shape& shape, const LayerOptions& options, const Keep& selection)
       : shape_(shape),
         options_(options.attention),
+        capacity_(options.capacity),
+        full_every_(options.sketch.full_every),
         selections_(static_cast<std::size_t>(shape.kv_heads), selection),
-        scratch_(shape, options.capacity, options.max_length),
+        scratch_(shape, options.capacity, options.max_length, keeps_sketch(options)),
         heads_(shape.kv_heads, Head{}),
         work_(shape.kv_heads),
         lse_(shape.query_heads) {
     if constexpr (Recycles) cache_ = RecycleCache<T>(shape, options.capacity);
     reserve_selections(options.max_length);
+    if (keeps_sketch(options)) {
+      sketch_.emplace(shape, options.sketch.coordinates);
+      sketch_->reserve(options.max_length);
+    }
   }
 
   /// Comes before every run() and choose_from_prompt(): what may fail for want of memory, with nothing changed.
   void reserve(const KvView<T>& kv) {
     scratch_.reserve(kv.length, kv.pages);
     reserve_selections(kv.length);
+    if (sketch_) sketch_->reserve(kv.length);
+  }
+  /// Whether KV head `g` may refresh by the sketch at the step that makes `length` positions. What a sketch finds it
+  /// takes from a set's place alone, so nothing must be missing there; a set that has room for all needs no sketch.
+  bool sketches(index_t g, index_t length) const noexcept {
+    return sketch_ && sketch_->built() && !heads_[g].must_refresh && length > capacity_ &&
+           heads_[g].sketched + 1 < full_every_;
+  }
+  /// Queries of the prompt: they say what the sketch is for.
+  void see(std::span<const float> queries) noexcept {
+    if (sketch_) sketch_->see(queries);
   }
   detail::LayerScratch<T, Recycles>& scratch() noexcept { return scratch_; }
   const detail::LayerScratch<T, Recycles>& scratch() const noexcept { return scratch_; }
@@ -56,9 +76,19 @@ class TokenAttention {
   template <class E>
   void run(const float* query, const KvView<T>& kv, float* out, E& executor) {
     Attempt attempt(*this);
+    workspace().pack_queries(query, 1, shape_, options_.scale);
+    if (std::any_of(heads_.begin(), heads_.end(), [](const Head& head) { return head.kind == StepKind::sketched; })) {
+      executor(shape_.kv_heads, [&](index_t g) {
+        if (heads_[g].kind == StepKind::sketched) look_at_sketch(g, kv);
+      });
+    }
     for (index_t g = 0; g < shape_.kv_heads; ++g) lay_out(g, kv);
-    attend(query, executor);
+    attend(executor);
     executor(shape_.kv_heads, [&](index_t g) { finish(g, kv, out); });
+    if (sketch_) {
+      sketch_->see_step({query, static_cast<std::size_t>(shape_.query_size())}, kv.length);
+      renew_sketch(kv, executor);
+    }
     attempt.succeeded = true;
   }
 
@@ -72,15 +102,19 @@ class TokenAttention {
       const index_t seen = length - tokens + 1 + i;
       const Visible visible(options_, seen - 1);
       for (index_t g = 0; g < shape_.kv_heads; ++g) work_[g] = host_work(g, kv, visible, true);
-      attend(window.query(i), executor);
+      workspace().pack_queries(window.query(i), 1, shape_, options_.scale);
+      attend(executor);
       executor(shape_.kv_heads, [&](index_t g) {
         merge(g, nullptr);
         scores().score(g, lse_of(g), visible);
         if (tokens > 1) scores().average(g, seen, length, i, tokens);
         heads_[g].must_refresh = !is_sound(g) || (i > 0 && heads_[g].must_refresh);
-        if (i + 1 == tokens) scores().choose(g, selection(g), visible, kv, true, cache_);
+        if (i + 1 == tokens) scores().choose(g, selection(g), visible, kv, ScoreBoard::Source::prompt, cache_);
       });
     }
+    KvView<T> prompt = kv;
+    prompt.length = length;
+    if (sketch_) renew_sketch(prompt, executor);
     attempt.succeeded = true;
   }
 
@@ -92,16 +126,23 @@ class TokenAttention {
       cache_.truncate(g, length);
     }
     truncate_selections(length);
+    if (!sketch_) return;
+    if (length == 0) return sketch_->clear();
+    sketch_->truncate(length);
   }
   void clear(const Keep& selection) {
     selections_.assign(selections_.size(), selection);
     std::fill(heads_.begin(), heads_.end(), Head{});
     cache_.clear();
+    if (sketch_) sketch_->clear();
   }
 
  private:
   using Isa = simd::native;
 
+  static bool keeps_sketch(const LayerOptions& options) {
+    return Recycles && options.sketch.coordinates > 0 && options.attention.window == 0;
+  }
   void reserve_selections(index_t length) {
     if constexpr (Recycles && requires(Keep & keep) { keep.reserve(length); }) {
       for (Keep& keep : selections_) keep.reserve(length);
@@ -161,8 +202,11 @@ class TokenAttention {
       // A set from which nothing is missing is read where it came from: a full step's rows, cuts and bits.
       head.reads_host = cache_.size(g) + 1 == visible.size();
       cache_.insert(g, own, kv);
+    } else if (head.kind == StepKind::sketched) {
+      cache_.close_gap(g);
+      head.reads_host = false;
     }
-    const bool keep_logits = Recycles && (!recycled || detail::wants_attended<Keep>);
+    const bool keep_logits = Recycles && (head.kind == StepKind::full || detail::wants_attended<Keep>);
     work_[g] = host_work(g, kv, visible, keep_logits);
     if (!head.reads_host) {
       work_[g].keys = cache_.keys(g);
@@ -177,8 +221,7 @@ class TokenAttention {
 
   /// Runs all pieces of all heads.
   template <class E>
-  void attend(const float* query, E& executor) {
-    workspace().pack_queries(query, 1, shape_, options_.scale);
+  void attend(E& executor) {
     const std::span<kernels::HeadWork<T>> heads{work_.data(), static_cast<std::size_t>(work_.size())};
     const kernels::Cut cut = kernels::cut(heads);
     executor(cut.tasks, [&](index_t task) {
@@ -190,24 +233,55 @@ class TokenAttention {
                           lse_.data() + g * shape_.group());
   }
 
+  template <class E>
+  void renew_sketch(const KvView<T>& kv, E& executor) {
+    if (kv.length > capacity_ && sketch_->aged(kv.length)) sketch_->build(kv, executor);
+  }
+
+  /// Chooses a new set by the sketch's logits, and measures the old one by them.
+  void look_at_sketch(index_t g, const KvView<T>& kv) noexcept {
+    Head& head = heads_[g];
+    const index_t group = shape_.group();
+    const std::span<float> lse{lse_.data() + g * group, static_cast<std::size_t>(group)};
+    sketch_->catch_up(g, kv);
+    const auto logits = sketch_->scan(g, workspace().queries(g * group, group), kv.length, options_.soft_cap,
+                                      scores().sums(g), scores().stride(), lse);
+    scores().score(g, logits, lse, kv.length);
+    replace_set(g, kv, logits, ScoreBoard::Source::sketch);
+    ++head.sketched;
+  }
+
+  /// By the scores on the board: what they make of the old set, and a new one.
+  template <class Logits>
+  void replace_set(index_t g, const KvView<T>& kv, const Logits& by, ScoreBoard::Source source) noexcept {
+    Head& head = heads_[g];
+    const bool sound = is_sound(g);
+    head.measured = !head.must_refresh && sound;
+    if (head.measured) scores().measure_old(g, by, lse_of(g), kv.length - 1, cache_);
+    scores().choose(g, selection(g), Visible(options_, kv.length - 1), kv, source, cache_);
+    head.must_refresh = !sound;
+    if (head.measured) head.retained_mass = scores().retained_mass(g, by, lse_of(g), cache_);
+  }
+
   /// After a head's pieces: its output, then a new set, or the one entry that leaves.
   void finish(index_t g, const KvView<T>& kv, float* out) noexcept {
     merge(g, out + g * shape_.group() * shape_.value_dim);
     if constexpr (Recycles) {
       Head& head = heads_[g];
+      if (head.kind == StepKind::sketched) {
+        head.must_refresh = head.must_refresh || !is_sound(g);
+        head.bytes_read += static_cast<std::uint64_t>(sketch_->bytes(kv.length));
+        return;
+      }
       if (head.kind == StepKind::recycled) {
         if constexpr (detail::wants_attended<Keep>) {
           scores().attended(g, lse_of(g), head.reads_host, selection(g), cache_);
         }
         return cache_.settle(g, kv.length - 1);
       }
-      const Visible visible(options_, kv.length - 1);
-      scores().score(g, lse_of(g), visible);
-      head.measured = !head.must_refresh && is_sound(g);
-      if (head.measured) scores().measure_old(g, lse_of(g), kv.length - 1, cache_);
-      scores().choose(g, selection(g), visible, kv, false, cache_);
-      head.must_refresh = !is_sound(g);
-      if (head.measured) head.retained_mass = scores().retained_mass(g, lse_of(g), cache_);
+      head.sketched = 0;
+      scores().score(g, lse_of(g), Visible(options_, kv.length - 1));
+      replace_set(g, kv, scores().logits(g), ScoreBoard::Source::step);
     }
   }
 
@@ -218,6 +292,9 @@ class TokenAttention {
 
   Shape shape_;
   AttentionOptions options_;
+  index_t capacity_ = 0;
+  index_t full_every_ = 1;  // of so many refreshes one is no sketched one
+  std::optional<KeySketch<T>> sketch_;
   std::vector<Keep> selections_;  // one for each KV head
   RecycleCache<T> cache_;
   detail::LayerScratch<T, Recycles> scratch_;

@@ -239,7 +239,7 @@ TYPED_TEST(GroupLogWeights, OfHiddenPositionsAreMinusInfinity) {
 template <class Isa>
 float mass(const std::vector<float>& logits, float lse, const std::vector<index_t>& positions) {
   std::vector<float> scratch(static_cast<std::size_t>(simd::padded<Isa>(static_cast<index_t>(positions.size()))), nan);
-  return kernels::mass<Isa>(logits.data(), lse, positions, scratch.data());
+  return kernels::StepLogits<Isa>{logits.data(), 0}.mass(0, lse, positions, scratch.data());
 }
 
 template <class>

@@ -138,6 +138,17 @@ TYPED_TEST(Simd, ScalingByAPowerOfTwoIsExact) {
   }
 }
 
+TYPED_TEST(Simd, FromBitsIsTheFloatOfAWholeNumber) {
+  using Isa = TypeParam;
+  for (const float first : {0.0F, 1.0F, 12345.0F, 1065353216.0F, 2130706432.0F}) {
+    const auto a = this->make([&](int i) { return first + 128 * static_cast<float>(i); });
+    const auto result = this->unpack(Isa::from_bits(this->pack(a)));
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(result[i]), static_cast<std::uint32_t>(a[i])) << a[i];
+    }
+  }
+}
+
 TYPED_TEST(Simd, ReductionsTakeEveryLaneOnce) {
   using Isa = TypeParam;
   const auto powers = this->make([](int i) { return std::ldexp(1.0F, i); });  // every set of lanes has a sum of its own

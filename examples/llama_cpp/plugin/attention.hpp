@@ -37,8 +37,8 @@ template <recycled::Scalar T, recycled::Schedule Policy>
 class AttentionOf final : public Attention {
  public:
   AttentionOf(const recycled::Shape& shape, const recycled::LayerOptions& options, const Policy& policy,
-              std::shared_ptr<recycled::Scratch> scratch)
-      : layer_(shape, options, policy) {
+              const recycled::TopK& selection, std::shared_ptr<recycled::Scratch> scratch)
+      : layer_(shape, options, policy, selection) {
     layer_.share(std::move(scratch));
   }
 
@@ -76,12 +76,12 @@ class AttentionOf final : public Attention {
 
 /// A layer for rows of a ggml type, which is one of the four that Recycled reads.
 inline std::unique_ptr<Attention> make_attention(ggml_type type, const recycled::Shape& shape,
-                                                 const recycled::LayerOptions& options,
-                                                 const examples::NamedSchedule& named,
+                                                 recycled::LayerOptions options, const examples::NamedSchedule& named,
                                                  const std::shared_ptr<recycled::Scratch>& scratch) {
+  options.sketch = named.sketch();
   const auto of = [&]<recycled::Scalar T>(T) -> std::unique_ptr<Attention> {
     const auto with = [&]<recycled::Schedule Policy>(const Policy& policy) -> std::unique_ptr<Attention> {
-      return std::make_unique<AttentionOf<T, Policy>>(shape, options, policy, scratch);
+      return std::make_unique<AttentionOf<T, Policy>>(shape, options, policy, named.selection(), scratch);
     };
     if (const auto* exact = std::get_if<recycled::AlwaysFull>(&named.schedule)) return with(*exact);
     if (const auto* own = std::get_if<recycled::SelfCalibrating>(&named.schedule)) return with(*own);

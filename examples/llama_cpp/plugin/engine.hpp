@@ -85,9 +85,16 @@ class Engine {
   }
   void count(const recycled::HeadStatistics& before, const recycled::HeadStatistics& after, const Node& node,
              index_t length) {
-    ++(after.full_steps > before.full_steps ? counts_.full_steps : counts_.recycled_steps);
+    const recycled::Shape shape = node.shape();
+    ++(after.full_steps > before.full_steps           ? counts_.full_steps
+       : after.sketched_steps > before.sketched_steps ? counts_.sketched_steps
+                                                      : counts_.recycled_steps);
+    const auto rows = static_cast<std::uint64_t>(shape.kv_heads * length);
     counts_.rows_read += after.rows_read - before.rows_read;
-    counts_.rows_full += static_cast<std::uint64_t>(node.shape().kv_heads * length);
+    counts_.rows_full += rows;
+    counts_.bytes_read += after.bytes_read - before.bytes_read;
+    counts_.bytes_full +=
+        rows * (ggml_row_size(node.keys()->type, shape.head_dim) + ggml_row_size(node.keys()->type, shape.value_dim));
   }
 
   /// Layers of the same shape share one for exact attention: it remembers nothing.

@@ -15,21 +15,27 @@ using plugin::Shared;
 /// When the program ends: what was done, if that was asked for; and whether anything was.
 void at_end() {
   const Counts c = Shared::get().total();
-  if (Shared::get().used() && c.exact_steps + c.prefill_tokens + c.full_steps + c.recycled_steps + c.handed_back == 0) {
+  if (Shared::get().used() &&
+      c.exact_steps + c.prefill_tokens + c.full_steps + c.sketched_steps + c.recycled_steps + c.handed_back == 0) {
     std::fputs("recycled: there was nothing to do; was flash attention on (-fa on)?\n", stderr);
     return;
   }
   const char* const wanted = std::getenv("RECYCLED_STATISTICS");
   if (wanted == nullptr || std::string_view(wanted) == "0") return;
   const auto number = [](std::uint64_t n) { return static_cast<unsigned long long>(n); };
-  std::fprintf(stderr,
-               "recycled: %llu exact steps, %llu prefill tokens, %llu full and %llu recycled steps (token x layer); "
-               "%llu restarts, %llu rewritten, %llu nodes handed back",
-               number(c.exact_steps), number(c.prefill_tokens), number(c.full_steps), number(c.recycled_steps),
-               number(c.restarts), number(c.rewritten), number(c.handed_back));
+  std::fprintf(
+      stderr,
+      "recycled: %llu exact steps, %llu prefill tokens, %llu full, %llu sketched and %llu recycled steps (token "
+      "x layer); "
+      "%llu restarts, %llu rewritten, %llu nodes handed back",
+      number(c.exact_steps), number(c.prefill_tokens), number(c.full_steps), number(c.sketched_steps),
+      number(c.recycled_steps), number(c.restarts), number(c.rewritten), number(c.handed_back));
   if (c.rows_full > 0) {
-    std::fprintf(stderr, "; recycling read %.1f %% of the rows",
-                 100.0 * static_cast<double>(c.rows_read) / static_cast<double>(c.rows_full));
+    const auto percent = [](std::uint64_t part, std::uint64_t whole) {
+      return 100.0 * static_cast<double>(part) / static_cast<double>(whole);
+    };
+    std::fprintf(stderr, "; recycling read %.1f %% of the rows, %.1f %% of the bytes",
+                 percent(c.rows_read, c.rows_full), percent(c.bytes_read, c.bytes_full));
   }
   std::fputs("\n", stderr);
 }

@@ -22,12 +22,15 @@ struct recycled_ggml_statistics {
   uint64_t exact_steps;     ///< full attention of single tokens
   uint64_t prefill_tokens;  ///< full attention of several tokens of a sequence together
   uint64_t full_steps;      ///< full attention of any KV head that also chose what to recycle
+  uint64_t sketched_steps;  ///< of others: any KV head chose by a sketch of its keys
   uint64_t recycled_steps;
   uint64_t restarts;     ///< tokens that did not continue a known sequence: new, rolled back, shifted
   uint64_t rewritten;    ///< sequences whose rows the host had rewritten: copied, loaded, shifted
   uint64_t handed_back;  ///< nodes that the host's own code computed
-  uint64_t rows_read;    ///< KV rows of full and recycled steps
+  uint64_t rows_read;    ///< KV rows of full, sketched and recycled steps
   uint64_t rows_full;    ///< what exact attention would have read in their place
+  uint64_t bytes_read;   ///< of those rows, and of sketches
+  uint64_t bytes_full;
 };
 /// "recycled_ggml_get_statistics"
 typedef void (*recycled_ggml_get_statistics_t)(struct recycled_ggml_statistics* statistics);

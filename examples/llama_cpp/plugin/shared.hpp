@@ -50,9 +50,9 @@ class Shared {
  private:
   template <class F>
   static void for_each(const F& f) {
-    for (auto count :
-         {&Counts::exact_steps, &Counts::prefill_tokens, &Counts::full_steps, &Counts::recycled_steps,
-          &Counts::restarts, &Counts::rewritten, &Counts::handed_back, &Counts::rows_read, &Counts::rows_full}) {
+    for (auto count : {&Counts::exact_steps, &Counts::prefill_tokens, &Counts::full_steps, &Counts::sketched_steps,
+                       &Counts::recycled_steps, &Counts::restarts, &Counts::rewritten, &Counts::handed_back,
+                       &Counts::rows_read, &Counts::rows_full, &Counts::bytes_read, &Counts::bytes_full}) {
       f(count);
     }
   }

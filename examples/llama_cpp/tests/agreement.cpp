@@ -1,8 +1,10 @@
 // How far logits are from those of stock llama.cpp, over a text that is given to the model token by token.
 //
 // usage: agreement MODEL PLUGIN TEXT --context N --tokens N [--schedules LIST] [--capacity K] [--json FILE]
+// A schedule of the list may have a capacity of its own behind an @.
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -18,7 +20,7 @@ using Logits = std::vector<std::vector<float>>;
 struct Line {
   std::string name;
   double nmse = 0, worst_nmse = 0, kl = 0, same_choice = 0;
-  double rows = 1;  // KV rows read, of those that exact attention reads
+  double bytes = 1;  // of rows and sketches, of those that exact attention reads
 };
 
 std::vector<llama_token> tokens_of(const llama_model* model, const std::string& path, int wanted) {
@@ -48,9 +50,9 @@ void read_prompt(llama_context* context, const std::vector<llama_token>& text, i
   decode(context, prompt, 1);
 }
 
-Line compare(const std::string& name, const Logits& actual, const Logits& expected, double rows = 1) {
+Line compare(const std::string& name, const Logits& actual, const Logits& expected, double bytes = 1) {
   Line line{name};
-  line.rows = rows;
+  line.bytes = bytes;
   const auto count = static_cast<double>(actual.size());
   const auto choice = [](const std::vector<float>& row) {
     return std::max_element(row.begin(), row.end()) - row.begin();
@@ -63,7 +65,7 @@ Line compare(const std::string& name, const Logits& actual, const Logits& expect
     line.same_choice += (choice(actual[i]) == choice(expected[i]) ? 1 : 0) / count;
   }
   std::printf("%-28s %9.2e %9.2e %9.2e %6.1f %% %6.1f %%\n", name.c_str(), line.nmse, line.worst_nmse, line.kl,
-              100 * line.same_choice, 100 * line.rows);
+              100 * line.same_choice, 100 * line.bytes);
   std::fflush(stdout);
   return line;
 }
@@ -82,7 +84,7 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
     return follow(made.get(), text, context);
   };
   std::printf("%d tokens behind %d; of logits against stock without flash attention:\n", count, context);
-  std::printf("%-28s %9s %9s %9s %8s %8s\n", "", "NMSE", "worst", "KL", "same", "rows");
+  std::printf("%-28s %9s %9s %9s %8s %8s\n", "", "NMSE", "worst", "KL", "same", "bytes");
   const Logits expected = stock(false);
   std::vector<Line> lines{compare("stock, flash attention", stock(true), expected)};
 
@@ -90,26 +92,28 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
   settings.flash_attention = true;
   const Context ours = make_context(model.get(), settings);
   read_prompt(ours.get(), text, context);
-  plugin.set("capacity", options["--capacity"]);
   std::istringstream schedules(options["--schedules"]);
   for (std::string schedule; std::getline(schedules, schedule, ',');) {
     llama_memory_seq_rm(llama_get_memory(ours.get()), 0, context, -1);
-    plugin.set("schedule", schedule);
+    const std::size_t at = schedule.find('@');
+    plugin.set("schedule", schedule.substr(0, at));
+    plugin.set("capacity", at == std::string::npos ? options["--capacity"] : schedule.substr(at + 1));
     const recycled_ggml_statistics before = plugin.statistics();
     const Logits logits = follow(ours.get(), text, context);
     const recycled_ggml_statistics after = plugin.statistics();
-    const auto full = static_cast<double>(after.rows_full - before.rows_full);
-    const double rows = full > 0 ? static_cast<double>(after.rows_read - before.rows_read) / full : 1;
-    lines.push_back(compare(schedule, logits, expected, rows));
+    const auto full = static_cast<double>(after.bytes_full - before.bytes_full);
+    const double bytes = full > 0 ? static_cast<double>(after.bytes_read - before.bytes_read) / full : 1;
+    lines.push_back(compare(schedule, logits, expected, bytes));
   }
 
   if (options["--json"].empty()) return;
   std::ofstream json(options["--json"]);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     const Line& line = lines[i];
-    json << (i == 0 ? "[" : ",\n ") << "{\"name\": \"" << line.name << "\", \"context\": " << context
-         << ", \"tokens\": " << count << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse
-         << ", \"kl\": " << line.kl << ", \"same_choice\": " << line.same_choice << ", \"rows\": " << line.rows << "}";
+    json << (i == 0 ? "[" : ",\n ") << "{\"model\": \"" << std::filesystem::path(model_path).filename().string()
+         << "\", \"name\": \"" << line.name << "\", \"context\": " << context << ", \"tokens\": " << count
+         << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse << ", \"kl\": " << line.kl
+         << ", \"same_choice\": " << line.same_choice << ", \"bytes\": " << line.bytes << "}";
   }
   json << "]\n";
 }
@@ -120,7 +124,8 @@ int main(int argc, char** argv) {
   std::map<std::string, std::string> options{
       {"--context", "1024"},
       {"--tokens", "64"},
-      {"--schedules", "exact,fixed-stride:10,query-similarity:5:0.85,self-calibrating"},
+      {"--schedules",
+       "exact,fixed-stride:10,query-similarity:5:0.85,self-calibrating,self-calibrating:0.5:sketch@1/16"},
       {"--capacity", "1/8"},
       {"--json", ""}};
   for (int i = 4; i + 1 < argc; i += 2) {

@@ -99,7 +99,11 @@ class RecycleCache {
       if (position(head)[s] != hole) move(head, s, next_hole());
     }
     h.size = std::min(h.size, count);
-    for (const index_t p : chosen) {
+    for (index_t i = 0; i < count; ++i) {
+      // Rows from here and there: several are under way at a time.
+      const index_t ahead = chosen.data()[std::min(i + fetched_ahead, count - 1)];
+      if ((word(ahead) & bit(ahead)) != 0) fetch(head, ahead, view);
+      const index_t p = chosen.data()[i];
       if ((word(p) & bit(p)) == 0) continue;
       word(p) &= ~bit(p);
       write(head, next_hole(), p, detail::sane_rank(ranks.data()[p]), view);
@@ -128,6 +132,7 @@ class RecycleCache {
  private:
   static constexpr index_t none = -1;
   static constexpr index_t hole = -1;
+  static constexpr index_t fetched_ahead = 16;
 
   struct Head {
     index_t size = 0;
@@ -155,6 +160,11 @@ class RecycleCache {
     std::copy_n(view.value(from, head), value_row(), values_.data() + slot_index(head, slot) * value_row());
     position(head)[slot] = from;
     rank(head)[slot] = new_rank;
+  }
+  void fetch(index_t head, index_t from, const KvView<T>& view) const noexcept {
+    constexpr index_t line = 64;
+    for (index_t b = 0; b < kernels::row_bytes<T>(key_dim_); b += line) simd::prefetch_l1(view.key(from, head), b);
+    for (index_t b = 0; b < kernels::row_bytes<T>(value_dim_); b += line) simd::prefetch_l1(view.value(from, head), b);
   }
   void move(index_t head, index_t from, index_t to) noexcept {
     std::copy_n(key(head, from), key_row(), keys_.data() + slot_index(head, to) * key_row());

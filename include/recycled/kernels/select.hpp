@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <span>
 
@@ -87,12 +88,10 @@ void max_pool(std::span<const float> values, index_t width, std::span<float> poo
   }
 }
 
-/// sum of exp(logits[p] - lse) over `positions`: the share of one query's attention mass that they hold. `gathered` is
-/// scratch of as many floats, in whole vectors.
+/// sum of exp(gathered[i] - lse) over i < count: the share of one query's attention mass that positions of these logits
+/// hold. What stands behind them, to whole vectors, is overwritten.
 template <class Isa>
-float mass(const float* logits, float lse, std::span<const index_t> positions, float* gathered) {
-  const auto count = static_cast<index_t>(positions.size());
-  for (index_t i = 0; i < count; ++i) gathered[i] = logits[positions.data()[i]];
+float mass(float* gathered, index_t count, float lse) {
   std::fill(gathered + count, gathered + simd::padded<Isa>(count), -std::numeric_limits<float>::infinity());
   typename Isa::vec sum = Isa::zero();
   for (index_t i = 0; i < count; i += Isa::width) {
@@ -100,5 +99,22 @@ float mass(const float* logits, float lse, std::span<const index_t> positions, f
   }
   return Isa::reduce_add(sum);
 }
+
+/// The logits of a KV head's query rows as a step wrote them down.
+template <class Isa>
+struct StepLogits {
+  const float* first = nullptr;
+  index_t stride = 0;
+
+  void log_weights(std::span<const float> lse, index_t length, float* weights) const {
+    group_log_weights<Isa>(first, stride, lse, length, weights);
+  }
+  /// The share of row r's attention mass at `positions`; `scratch` has room for them in whole vectors.
+  float mass(index_t r, float lse, std::span<const index_t> positions, float* scratch) const {
+    float* to = scratch;
+    for (const index_t p : positions) *to++ = first[r * stride + p];
+    return kernels::mass<Isa>(scratch, static_cast<index_t>(positions.size()), lse);
+  }
+};
 
 }  // namespace recycled::inline RECYCLED_ABI::kernels

@@ -72,8 +72,7 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t count, con
     if (soft_cap > 0) {
       std::fill(logits + count, logits + simd::padded<Isa>(count), 0.0F);
       for (index_t j = 0; j < count; j += Isa::width) {
-        const auto relative = Isa::mul(Isa::load(logits + j), Isa::broadcast(1.0F / soft_cap));
-        Isa::store(logits + j, Isa::mul(simd::tanh<Isa>(relative), Isa::broadcast(soft_cap)));
+        Isa::store(logits + j, simd::capped<Isa>(Isa::load(logits + j), soft_cap));
       }
     }
     if (sink.first != nullptr) std::copy(logits, logits + count, sink.first + r * sink.stride);

@@ -13,17 +13,21 @@
 
 namespace recycled::inline RECYCLED_ABI::kernels {
 
+/// Calls f(j, v, valid) for every vector v of ranks[j], ...; valid has a bit for each that is one.
+template <class Isa, class F>
+void for_each_vector(std::span<const float> ranks, const F& f) {
+  const auto length = static_cast<index_t>(ranks.size());
+  constexpr unsigned all = (2U << (Isa::width - 1)) - 1U;
+  index_t j = 0;
+  for (; j + Isa::width <= length; j += Isa::width) f(j, Isa::load(ranks.data() + j), all);
+  if (j < length) f(j, simd::load_first<Isa>(ranks.data(), j, length - j), (1U << (length - j)) - 1U);
+}
 /// Calls f(j, mask) for every vector of ranks: bit i says whether ranks[j + i] > x. NaN is above nothing.
 template <class Isa, class F>
 void for_each_above(std::span<const float> ranks, float x, const F& f) {
-  const auto length = static_cast<index_t>(ranks.size());
   const typename Isa::vec bound = Isa::broadcast(x);
-  index_t j = 0;
-  for (; j + Isa::width <= length; j += Isa::width) f(j, Isa::greater_mask(Isa::load(ranks.data() + j), bound));
-  if (j < length) {
-    const unsigned valid = (1U << (length - j)) - 1U;
-    f(j, valid & Isa::greater_mask(simd::load_first<Isa>(ranks.data(), j, length - j), bound));
-  }
+  for_each_vector<Isa>(
+      ranks, [&](index_t j, typename Isa::vec v, unsigned valid) { f(j, Isa::greater_mask(v, bound) & valid); });
 }
 template <class Isa>
 index_t count_above(std::span<const float> ranks, float x) {
@@ -91,7 +95,6 @@ class KthSearch {
   struct Found {
     float x = 0;
     index_t above = 0;  ///< how many ranks are above it
-    float below = 0;    ///< a float below it, above which there are few ranks that are below it
   };
 
   /// `all` ranks, `wanted` at least, are above -infinity.
@@ -101,7 +104,7 @@ class KthSearch {
   Found find() {
     if (length() >= 8 * samples) begin_by_sample();
     for (int pass = 1; left() > 1 && low_.above - high_.above > few; ++pass) look(pass % 3 == 0 ? middle() : guess());
-    return left() > 1 ? sort_few() : Found{from_order_key(high_.key), high_.above, from_order_key(low_.key)};
+    return left() > 1 ? sort_few() : Found{from_order_key(high_.key), high_.above};
   }
 
  private:
@@ -139,29 +142,30 @@ class KthSearch {
       one = *rank == *rank ? *rank : -infinity;
       rank += length() / samples;
     }
-    std::sort(sample.begin(), sample.end(), std::greater<>());
     const double expected = static_cast<double>(wanted_) / static_cast<double>(length()) * samples;
     const double reach = 3 * std::sqrt(expected * (1 - expected / samples)) + 1;
+    auto end = sample.end();
     for (const double place : {expected + reach, expected - reach}) {
-      look(order_key(sample[static_cast<std::size_t>(std::clamp(place, 0.0, samples - 1.0))]));
+      const auto at = sample.begin() + static_cast<std::ptrdiff_t>(std::clamp(place, 0.0, samples - 1.0));
+      std::nth_element(sample.begin(), at, end, std::greater<>());
+      look(order_key(*at));
+      end = at + 1;
     }
   }
 
   /// The end, where at most `few` ranks are above `low` and not above `high`.
   Found sort_few() const {
-    const float low = from_order_key(low_.key);
-    const float high = from_order_key(high_.key);
+    const auto low = Isa::broadcast(from_order_key(low_.key));
+    const auto high = Isa::broadcast(from_order_key(high_.key));
     std::array<float, few> last{};
     std::size_t size = 0;
-    for_each_above<Isa>(ranks_, low, [&](index_t j, unsigned mask) {
-      for (; mask != 0; mask &= mask - 1) {
-        const float rank = ranks_.data()[j + std::countr_zero(mask)];
-        if (!(rank > high)) last[size++] = rank;
-      }
+    for_each_vector<Isa>(ranks_, [&](index_t j, typename Isa::vec v, unsigned valid) {
+      unsigned mask = Isa::greater_mask(v, low) & ~Isa::greater_mask(v, high) & valid;
+      for (; mask != 0; mask &= mask - 1) last[size++] = ranks_.data()[j + std::countr_zero(mask)];
     });
     std::sort(last.begin(), last.begin() + size, std::greater<>());
     const float kth = last[static_cast<std::size_t>(wanted_ - high_.above - 1)];
-    return {kth, high_.above + (std::find(last.begin(), last.end(), kth) - last.begin()), low};
+    return {kth, high_.above + (std::find(last.begin(), last.end(), kth) - last.begin())};
   }
 
   std::span<const float> ranks_;
@@ -169,6 +173,19 @@ class KthSearch {
   Bound low_;   // at least `wanted` ranks are above it,
   Bound high_;  // and fewer above this: it may be the rank itself
 };
+
+/// Writes j + i for every bit i of `mask`. Two are written whatever it holds, where there is room: how many there are
+/// is what a processor can't foretell.
+inline void append(index_t j, unsigned mask, index_t*& chosen, const index_t* end) {
+  const int count = std::popcount(mask);
+  if (count > 2 || end - chosen < 2) {
+    for (; mask != 0; mask &= mask - 1) *chosen++ = j + std::countr_zero(mask);
+    return;
+  }
+  chosen[0] = j + std::countr_zero(mask);
+  chosen[1] = j + std::countr_zero(mask & (mask - 1));
+  chosen += count;
+}
 
 /// The `count` <= ranks.size() positions of largest rank, ascending, to `chosen`; of equal ranks the lower positions.
 /// -0 equals 0, and NaN is below everything.
@@ -180,12 +197,14 @@ void top_k(std::span<const float> ranks, index_t count, index_t* chosen) {
   if (above_all < count) return top_k_of_few(ranks, count, above_all, chosen);
   const typename KthSearch<Isa>::Found kth = KthSearch<Isa>(ranks, count, above_all).find();
   index_t ties = count - kth.above;  // those first in position complete the choice
-  for_each_above<Isa>(ranks, kth.below, [&](index_t j, unsigned mask) {
-    for (; mask != 0; mask &= mask - 1) {
-      const index_t position = j + std::countr_zero(mask);
-      const float rank = ranks.data()[position];
-      if (rank > kth.x || (rank >= kth.x && ties-- > 0)) *chosen++ = position;
-    }
+  const auto x = Isa::broadcast(kth.x), lowest = Isa::broadcast(-infinity);
+  const index_t* const end = chosen + count;
+  for_each_vector<Isa>(ranks, [&](index_t j, typename Isa::vec v, unsigned valid) {
+    unsigned mask = Isa::greater_mask(v, x);
+    unsigned equal = ~mask & ~Isa::greater_mask(x, v) & Isa::greater_mask(v, lowest) & valid;
+    mask &= valid;
+    for (; equal != 0 && ties > 0; equal &= equal - 1, --ties) mask |= equal & (~equal + 1);
+    append(j, mask, chosen, end);
   });
 }
 

@@ -13,6 +13,7 @@ namespace recycled::inline RECYCLED_ABI {
 enum class StepKind {
   full,      ///< the whole cache; chooses the recycle cache anew
   recycled,  ///< the recycle cache and the new token
+  sketched,  ///< the sketch of all keys, which chooses the recycle cache anew, and then that (SketchOptions)
 };
 
 /// What a schedule knows when it decides: about the whole layer or, if it decides for each KV head, about one head.
@@ -27,7 +28,7 @@ struct StepInfo {
   std::span<const float> full_queries;  ///< the same at the last full step; the last prompt token's count as one
 };
 
-/// What a schedule learns from a full step of one KV head.
+/// What a schedule learns from a full step of one KV head (or, by the sketch's scores, from a sketched one).
 struct Refresh {
   index_t step = 0;
   index_t kv_head = 0;
@@ -37,8 +38,10 @@ struct Refresh {
   float retained_mass = 1;
 };
 
-/// A schedule is copyable, moves without throwing, and decides. One object serves a layer; with `static constexpr bool
-/// per_head = true` it is asked about every KV head, else once about all of them. Optional members:
+/// A schedule is copyable, moves without throwing, and decides: recycled or, for a refresh, full. Where the layer has a
+/// sketch a refresh is a sketched step most of the time, and counts as a full one for all that a schedule is told. One
+/// object serves a layer; with `static constexpr bool per_head = true` it is asked about every KV head, else once about
+/// all of them. Optional members:
 ///     void observe(const Refresh&)          after every full step of a head that replaced a set; must not throw
 ///     void reserve(index_t kv_heads)        once a layer is made: for how many heads it will be asked; may throw
 ///     void validate() const                 throws std::invalid_argument for parameters that mean nothing

@@ -46,6 +46,7 @@ struct avx2 {
     return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
   }
   static vec round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static vec from_bits(vec a) { return _mm256_castsi256_ps(_mm256_cvtps_epi32(a)); }
   static vec scale_by_power_of_2(vec a, vec n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
@@ -65,6 +66,38 @@ struct avx2 {
   static void store_sums(float* sums, vec a, vec b, vec c, vec d) {
     const vec abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+  }
+
+  // 2 vectors of positions x 4 rows: 8 sums, 4 codes, 2 weights: 14 of 16 registers.
+  static constexpr int code_lanes = 16;
+  static constexpr int code_parts = 2;
+  using sums16 = __m256i;
+  struct codes {
+    __m256i first, second;
+  };
+  using code_weights = codes;
+  static codes load_codes(const std::uint8_t* p) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), low = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
+  }
+  static code_weights load_code_weights(const std::int8_t* p) { return {broadcast_four(p), broadcast_four(p + 4)}; }
+  static sums16 zero_sums16() { return _mm256_setzero_si256(); }
+  static sums16 add_products(sums16 sums, const codes& c, const code_weights& w) {
+    return _mm256_add_epi16(
+        sums, _mm256_add_epi16(_mm256_maddubs_epi16(c.first, w.first), _mm256_maddubs_epi16(c.second, w.second)));
+  }
+  static void store(std::int16_t* p, sums16 sums) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), sums); }
+  static sums16 load_sums16(const std::int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static sums16 max(sums16 a, sums16 b) { return _mm256_max_epi16(a, b); }
+  static vec load_sums(const std::int16_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+
+ private:
+  static __m256i broadcast_four(const std::int8_t* p) {
+    std::int32_t four = 0;
+    __builtin_memcpy(&four, p, sizeof four);
+    return _mm256_set1_epi32(four);
   }
 };
 

@@ -53,6 +53,7 @@ struct avx512 {
   }
   static unsigned greater_mask(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   static vec round(vec a) { return _mm512_maskz_roundscale_ps(all, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static vec from_bits(vec a) { return _mm512_castsi512_ps(_mm512_maskz_cvtps_epi32(all, a)); }
   static vec scale_by_power_of_2(vec a, vec n) { return _mm512_maskz_scalef_ps(all, a, n); }
 
   static float reduce_add(vec a) {
@@ -77,7 +78,37 @@ struct avx512 {
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1)));
   }
 
+  static constexpr int code_lanes = 32;
+  static constexpr int code_parts = 1;
+  using sums16 = __m512i;
+  struct codes {
+    __m512i first, second;
+  };
+  using code_weights = codes;
+  static codes load_codes(const std::uint8_t* p) {
+    const __m512i both = _mm512_loadu_si512(p), low = _mm512_set1_epi8(15);
+    return {_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16(both, 4), low)};
+  }
+  static code_weights load_code_weights(const std::int8_t* p) { return {broadcast_four(p), broadcast_four(p + 4)}; }
+  static sums16 zero_sums16() { return _mm512_setzero_si512(); }
+  static sums16 add_products(sums16 sums, const codes& c, const code_weights& w) {
+    return _mm512_add_epi16(
+        sums, _mm512_add_epi16(_mm512_maddubs_epi16(c.first, w.first), _mm512_maddubs_epi16(c.second, w.second)));
+  }
+  static void store(std::int16_t* p, sums16 sums) { _mm512_storeu_si512(p, sums); }
+  static sums16 load_sums16(const std::int16_t* p) { return _mm512_loadu_si512(p); }
+  static sums16 max(sums16 a, sums16 b) { return _mm512_maskz_max_epi16(0xFFFFFFFFU, a, b); }
+  static vec load_sums(const std::int16_t* p) {
+    const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_maskz_cvtepi32_ps(all, _mm512_maskz_cvtepi16_epi32(all, sums));
+  }
+
  private:
+  static __m512i broadcast_four(const std::int8_t* p) {
+    std::int32_t four = 0;
+    __builtin_memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi32(four);
+  }
   static __mmask16 mask(index_t n) { return static_cast<__mmask16>((1U << n) - 1U); }
   // Zero-masking forms under a full mask: the plain ones start from a register that GCC 12 takes for uninitialised, and
   // its warning would reach the host's build.

@@ -66,6 +66,8 @@ struct generic {
     const vec sound = select((n >= broadcast(-126)) & (n <= broadcast(127)), n, zero());
     return a * std::bit_cast<vec>((__builtin_convertvector(sound, ints) + 127) << 23);
   }
+  /// The float whose bits are the whole number that `a` is but for a fraction, 0 <= a < 2^31.
+  static vec from_bits(vec a) { return std::bit_cast<vec>(__builtin_convertvector(a, ints)); }
 
   static float reduce_add(vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float reduce_max(vec a) {
@@ -78,6 +80,43 @@ struct generic {
     sums[1] = reduce_add(b);
     sums[2] = reduce_add(c);
     sums[3] = reduce_add(d);
+  }
+
+  // ---- Codes of four bits (kernels/code_scan.hpp)
+
+  /// Positions in a vector of codes; a position's four codes are sixteen bits: the first two in the low halves of two
+  /// bytes, the other two in the high halves.
+  static constexpr int code_lanes = 8;
+  static constexpr int code_parts = 1;  ///< vectors of positions that are worked on at a time
+  using sums16 [[gnu::vector_size(16)]] = std::int16_t;
+  struct codes {
+    sums16 at[4];
+  };
+  struct code_weights {
+    sums16 at[4];
+  };
+  static codes load_codes(const std::uint8_t* p) {
+    using unsigned16 [[gnu::vector_size(16)]] = std::uint16_t;
+    const auto v = read<unsigned16>(p);
+    return {{(sums16)(v & 15), (sums16)(v >> 8 & 15), (sums16)(v >> 4 & 15), (sums16)(v >> 12)}};
+  }
+  /// Weights of four coordinates for all lanes. They stand as a b a b c d c d, so that each half is one broadcast.
+  static code_weights load_code_weights(const std::int8_t* p) {
+    const auto all = [](std::int8_t x) { return sums16{} + static_cast<std::int16_t>(x); };
+    return {{all(p[0]), all(p[1]), all(p[4]), all(p[5])}};
+  }
+  static sums16 zero_sums16() { return sums16{}; }
+  /// sums + the four products of each lane; nothing saturates as long as every sum of two products fits 16 bits.
+  static sums16 add_products(sums16 sums, const codes& c, const code_weights& w) {
+    return sums + (c.at[0] * w.at[0] + c.at[1] * w.at[1]) + (c.at[2] * w.at[2] + c.at[3] * w.at[3]);
+  }
+  static void store(std::int16_t* p, sums16 sums) { std::memcpy(p, &sums, sizeof sums); }
+  static sums16 load_sums16(const std::int16_t* p) { return read<sums16>(p); }
+  static sums16 max(sums16 a, sums16 b) { return a > b ? a : b; }
+  /// p[0, width) as floats.
+  static vec load_sums(const std::int16_t* p) {
+    using shorts [[gnu::vector_size(8)]] = std::int16_t;
+    return __builtin_convertvector(read<shorts>(p), vec);
   }
 
  private:

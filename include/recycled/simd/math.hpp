@@ -45,4 +45,10 @@ typename Isa::vec tanh(typename Isa::vec x) {
   return Isa::select_less(square, Isa::broadcast(0.390625F), near, far);
 }
 
+/// soft_cap * tanh(x / soft_cap).
+template <class Isa>
+typename Isa::vec capped(typename Isa::vec x, float soft_cap) {
+  return Isa::mul(tanh<Isa>(Isa::mul(x, Isa::broadcast(1.0F / soft_cap))), Isa::broadcast(soft_cap));
+}
+
 }  // namespace recycled::inline RECYCLED_ABI::simd

@@ -49,6 +49,7 @@ struct neon {
     return vaddvq_u32(vandq_u32(vcgtq_f32(a, b), bit));
   }
   static vec round(vec a) { return vrndnq_f32(a); }
+  static vec from_bits(vec a) { return vreinterpretq_f32_s32(vcvtnq_s32_f32(a)); }
   static vec scale_by_power_of_2(vec a, vec n) {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
     return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
@@ -59,6 +60,33 @@ struct neon {
   static void store_sums(float* sums, vec a, vec b, vec c, vec d) {
     vst1q_f32(sums, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
   }
+
+  // 2 vectors of positions x 4 rows: 8 sums, 8 codes, 4 weights: 20 of 32 registers.
+  static constexpr int code_lanes = 8;
+  static constexpr int code_parts = 2;
+  using sums16 = int16x8_t;
+  struct codes {
+    int16x8_t at[4];
+  };
+  using code_weights = codes;
+  static codes load_codes(const std::uint8_t* p) {
+    const uint16x8_t v = vreinterpretq_u16_u8(vld1q_u8(p)), low = vdupq_n_u16(15);
+    const auto part = [](uint16x8_t x) { return vreinterpretq_s16_u16(x); };
+    return {{part(vandq_u16(v, low)), part(vandq_u16(vshrq_n_u16(v, 8), low)), part(vandq_u16(vshrq_n_u16(v, 4), low)),
+             part(vshrq_n_u16(v, 12))}};
+  }
+  static code_weights load_code_weights(const std::int8_t* p) {
+    return {{vdupq_n_s16(p[0]), vdupq_n_s16(p[1]), vdupq_n_s16(p[4]), vdupq_n_s16(p[5])}};
+  }
+  static sums16 zero_sums16() { return vdupq_n_s16(0); }
+  static sums16 add_products(sums16 sums, const codes& c, const code_weights& w) {
+    sums = vmlaq_s16(vmlaq_s16(sums, c.at[0], w.at[0]), c.at[1], w.at[1]);
+    return vmlaq_s16(vmlaq_s16(sums, c.at[2], w.at[2]), c.at[3], w.at[3]);
+  }
+  static void store(std::int16_t* p, sums16 sums) { vst1q_s16(p, sums); }
+  static sums16 load_sums16(const std::int16_t* p) { return vld1q_s16(p); }
+  static sums16 max(sums16 a, sums16 b) { return vmaxq_s16(a, b); }
+  static vec load_sums(const std::int16_t* p) { return vcvtq_f32_s32(vmovl_s16(vld1_s16(p))); }
 };
 
 }  // namespace recycled::inline RECYCLED_ABI::simd

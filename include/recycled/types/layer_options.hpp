@@ -9,11 +9,21 @@
 
 namespace recycled::inline RECYCLED_ABI {
 
+/// A layer that keeps a sketch of its keys refreshes by it: of every key a few coordinates of four bits each, which say
+/// well enough which positions matter. A refresh reads them and K rows then, not all rows. Axes are found from the
+/// prompt's keys and last queries (LayerAttention::observe takes up to 64 tokens' gladly), and again when the context
+/// has doubled. (Not the paper's.) Layers with a sliding window keep none: the window bounds what a full step reads.
+struct SketchOptions {
+  index_t coordinates = 0;  ///< of each key: 0 for no sketch, else a multiple of 4 up to 64; 32 do for most models
+  index_t full_every = 64;  ///< of so many refreshes of a KV head one is a full step all the same, at least 1
+};
+
 /// How a layer recycles.
 struct LayerOptions {
   index_t capacity = 0;    ///< K: positions kept for each KV head; the paper takes an eighth of the context
   index_t max_length = 0;  ///< positions to size all buffers for; beyond it (or at 0) they grow by doubling
   AttentionOptions attention = {};
+  SketchOptions sketch = {};
 };
 
 namespace detail {
@@ -29,6 +39,9 @@ LayerOptions checked(LayerOptions options, const Shape& shape) {
     const index_t slots = checked_product(shape.kv_heads, options.capacity + 1, "recycle cache size");
     checked_product(slots, std::max(shape.head_dim, shape.value_dim), "recycle cache size");
   }
+  require(options.sketch.coordinates >= 0 && options.sketch.coordinates <= 64 && options.sketch.coordinates % 4 == 0,
+          "SketchOptions.coordinates", options.sketch.coordinates, "0 or a multiple of 4 up to 64");
+  require(options.sketch.full_every >= 1, "SketchOptions.full_every", options.sketch.full_every, "at least 1");
   options.attention = checked(options.attention, shape);
   return options;
 }

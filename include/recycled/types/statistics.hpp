@@ -13,16 +13,18 @@ namespace recycled::inline RECYCLED_ABI {
 struct HeadStatistics {
   std::uint64_t full_steps = 0;
   std::uint64_t recycled_steps = 0;
-  std::uint64_t rows_read =
-      0;  ///< KV rows attended to: all visible ones at a full step, those held and the new one otherwise
-  std::uint64_t bytes_read = 0;  ///< bytes of those rows, keys and values
-  std::uint64_t measured = 0;    ///< full steps that found an old set to measure
+  std::uint64_t sketched_steps = 0;
+  /// KV rows attended to: all visible ones at a full step, those held and the new one otherwise.
+  std::uint64_t rows_read = 0;
+  std::uint64_t bytes_read = 0;  ///< bytes of those rows, keys and values, and of the sketch where it was read
+  std::uint64_t measured = 0;    ///< refreshes that found an old set to measure
   double retained_mass = 0;      ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass
 
   /// Adds up two heads, layers or sequences.
   HeadStatistics& operator+=(const HeadStatistics& other) {
     full_steps += other.full_steps;
     recycled_steps += other.recycled_steps;
+    sketched_steps += other.sketched_steps;
     rows_read += other.rows_read;
     bytes_read += other.bytes_read;
     measured += other.measured;

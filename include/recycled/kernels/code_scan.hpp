@@ -1,0 +1,201 @@
+// Keys as codes of four bits, and all their logits for a few query rows: the inner loop of a sketched refresh.
+//
+//   logits[r][j] = scales[r] * sums[r][j],   sums[r][j] = sum over coordinates c of weights[r][c] * codes[j][c]
+//
+// Codes 0 to 15 times signed bytes, summed up exactly in 16 bits: the same on every instruction set, and half of what
+// floats would be to write down and read again. 32 positions
+// stand together, four coordinates after four, so that a vector of codes is many positions' and a weight is the same
+// for all of its lanes: no sum ever crosses lanes. A code is unpacked once for all query rows.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "recycled/kernels/rows.hpp"
+#include "recycled/kernels/select.hpp"
+#include "recycled/simd/math.hpp"
+
+namespace recycled::inline RECYCLED_ABI::kernels {
+
+/// Positions whose codes stand together.
+inline constexpr index_t code_block = 32;
+
+/// Bytes from the codes that are being scanned to those that are fetched.
+inline constexpr index_t scanned_ahead = 4096;
+
+/// Bytes of a block's codes; `coordinates` is a multiple of 4.
+constexpr index_t code_block_bytes(index_t coordinates) { return code_block * coordinates / 2; }
+/// Bytes that the codes of `positions` positions take.
+constexpr index_t code_bytes(index_t positions, index_t coordinates) {
+  return (positions + code_block - 1) / code_block * code_block_bytes(coordinates);
+}
+
+/// Writes the codes of a position's coordinates c to c + 3, given as code 0 + 16 code 2 + 256 code 1 + 4096 code 3.
+inline void set_codes(std::uint8_t* codes, index_t coordinates, index_t position, index_t c, unsigned four) {
+  std::uint8_t* const at = codes + position / code_block * code_block_bytes(coordinates) + c / 4 * 2 * code_block +
+                           position % code_block * 2;
+  at[0] = static_cast<std::uint8_t>(four & 255);
+  at[1] = static_cast<std::uint8_t>(four >> 8);
+}
+
+/// Bytes that the weights of a query row take: each stands twice.
+constexpr index_t code_weight_bytes(index_t coordinates) { return 2 * coordinates; }
+
+/// Rounds a query row's weights to bytes, as finely as sums in 16 bits allow, and returns what a logit is to be
+/// multiplied by. NaN if a weight is no finite number.
+inline float round_weights(const float* exact, index_t coordinates, std::int8_t* weights) {
+  double largest = 0;
+  double sum = 0;
+  for (index_t c = 0; c < coordinates; ++c) {
+    const double magnitude = std::abs(static_cast<double>(exact[c]));
+    largest = magnitude > largest ? magnitude : largest;
+    sum += magnitude;
+  }
+  // 15 times the sum of the rounded weights, each of which may have grown by a half, has to stay below 2^15.
+  const double room = 32767.0 / 15 - static_cast<double>(coordinates) / 2;
+  const double scale = std::max(largest / 127, sum / room);
+  const bool sound = sum < std::numeric_limits<double>::infinity() && scale > 0;
+  for (index_t c = 0; c < coordinates; ++c) {
+    const auto weight =
+        sound ? static_cast<std::int8_t>(std::lrint(static_cast<double>(exact[c]) / scale)) : std::int8_t{0};
+    weights[c / 4 * 8 + c % 4 / 2 * 4 + c % 2] = weight;
+    weights[c / 4 * 8 + c % 4 / 2 * 4 + c % 2 + 2] = weight;
+  }
+  return sound || sum == 0 ? static_cast<float>(scale) : std::numeric_limits<float>::quiet_NaN();
+}
+
+/// What a scan found: the logits of a KV head's query rows, as sums and what they are to be multiplied by.
+template <class Isa>
+struct CodeLogits {
+  std::int16_t* sums = nullptr;  ///< row r's start at sums + r * stride, and have room for whole blocks
+  index_t stride = 0;
+  const float* scales = nullptr;
+  float soft_cap = 0;  ///< AttentionOptions.soft_cap
+
+  typename Isa::vec of(index_t r, typename Isa::vec sums_of_r) const {
+    const auto logits = Isa::mul(sums_of_r, Isa::broadcast(scales[r]));
+    return soft_cap > 0 ? simd::capped<Isa>(logits, soft_cap) : logits;
+  }
+  /// Of positions [j, j + width).
+  typename Isa::vec load(index_t r, index_t j) const { return of(r, Isa::load_sums(sums + r * stride + j)); }
+
+  float of(index_t r, std::int16_t sum) const {
+    const float logit = static_cast<float>(sum) * scales[r];
+    return soft_cap > 0 ? soft_cap * std::tanh(logit / soft_cap) : logit;
+  }
+  /// The largest of positions [begin, end): that of the largest sum, since no scale is negative.
+  float largest(index_t r, index_t begin, index_t end) const {
+    const std::int16_t* const row = sums + r * stride;
+    std::int16_t lanes[Isa::code_lanes];
+    std::fill_n(lanes, Isa::code_lanes, row[begin]);
+    auto largest = Isa::load_sums16(lanes);
+    index_t j = begin;
+    for (; j + Isa::code_lanes <= end; j += Isa::code_lanes) largest = Isa::max(largest, Isa::load_sums16(row + j));
+    Isa::store(lanes, largest);
+    std::int16_t sum = *std::max_element(lanes, lanes + Isa::code_lanes);
+    for (; j < end; ++j) sum = std::max(sum, row[j]);
+    return of(r, sum);
+  }
+
+  /// The largest log-weight of the group, as group_log_weights has it, for whole vectors of positions.
+  void log_weights(std::span<const float> lse, index_t length, float* weights) const {
+    for (index_t j = 0; j < length; j += Isa::width) {
+      auto largest = Isa::sub(load(0, j), Isa::broadcast(lse[0]));
+      for (index_t r = 1; r < static_cast<index_t>(lse.size()); ++r) {
+        largest = Isa::max(Isa::sub(load(r, j), Isa::broadcast(lse.data()[r])), largest);
+      }
+      Isa::store(weights + j, largest);
+    }
+  }
+  /// As StepLogits::mass.
+  float mass(index_t r, float lse, std::span<const index_t> positions, float* scratch) const {
+    float* to = scratch;
+    for (const index_t p : positions) *to++ = static_cast<float>(sums[r * stride + p]);
+    const auto count = static_cast<index_t>(positions.size());
+    std::fill(to, scratch + simd::padded<Isa>(count), 0.0F);
+    for (index_t i = 0; i < count; i += Isa::width) Isa::store(scratch + i, of(r, Isa::load(scratch + i)));
+    return kernels::mass<Isa>(scratch, count, lse);
+  }
+};
+
+/// The module comment's sums for Rows query rows and whole blocks of positions; row r's weights start at weights + r *
+/// code_weight_bytes.
+template <class Isa, int Rows>
+void scan_rows(const std::uint8_t* codes, index_t blocks, index_t coordinates, const std::int8_t* weights,
+               std::int16_t* to, index_t stride) {
+  constexpr int lanes = Isa::code_lanes;
+  constexpr int parts = Isa::code_parts;
+  static_assert(code_block % (lanes * parts) == 0);
+  for (index_t b = 0; b < blocks; ++b) {
+    const std::uint8_t* const at = codes + b * code_block_bytes(coordinates);
+    for (index_t first = 0; first < code_block; first += lanes * parts) {
+      typename Isa::sums16 sums[Rows][parts];
+      simd::unroll<Rows>([&](auto r) { simd::unroll<parts>([&](auto i) { sums[r][i] = Isa::zero_sums16(); }); });
+      for (index_t c = 0; c < coordinates; c += 4) {
+        const std::uint8_t* const four = at + c / 4 * 2 * code_block + first * 2;
+        for (index_t line = 0; line < 2 * lanes * parts; line += 64) simd::prefetch_l1(four, scanned_ahead + line);
+        typename Isa::codes unpacked[parts];
+        simd::unroll<parts>([&](auto i) { unpacked[i] = Isa::load_codes(four + i * lanes * 2); });
+        simd::unroll<Rows>([&](auto r) {
+          const auto weight = Isa::load_code_weights(weights + r * code_weight_bytes(coordinates) + c * 2);
+          simd::unroll<parts>([&](auto i) { sums[r][i] = Isa::add_products(sums[r][i], unpacked[i], weight); });
+        });
+      }
+      simd::unroll<Rows>([&](auto r) {
+        simd::unroll<parts>(
+            [&](auto i) { Isa::store(to + r * stride + b * code_block + first + i * lanes, sums[r][i]); });
+      });
+    }
+  }
+}
+
+/// log(sum of exp(logit)) over positions that come a stretch at a time, to about .03: it only says how the query heads
+/// of a group compare.
+template <class Isa>
+class CodeLogSumExp {
+ public:
+  void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end) {
+    const float largest = logits.largest(r, begin, end);
+    const float max = largest <= max_ ? max_ : largest;  // a NaN stays
+    // A float's bits are about its logarithm: 2^23 (log2 x + 127), if a little is taken off, and back.
+    constexpr float one = 127 * 8388608.0F - 366393.0F, per_nat = 8388608.0F * 1.44269504F;
+    const auto factor = Isa::broadcast(per_nat), offset = Isa::broadcast(one - max * per_nat);
+    auto sums = Isa::zero();
+    index_t j = begin;
+    for (; j + Isa::width <= end; j += Isa::width) {
+      sums = Isa::add(sums, Isa::from_bits(Isa::max(Isa::fma(logits.load(r, j), factor, offset), Isa::zero())));
+    }
+    float sum = Isa::reduce_add(sums);
+    for (; j < end; ++j) sum += std::exp(logits.of(r, logits.sums[r * logits.stride + j]) - max);
+    sum_ = sum_ * std::exp(max_ - max) + sum;
+    max_ = max;
+  }
+  float value() const { return max_ + std::log(sum_); }
+
+ private:
+  float max_ = std::numeric_limits<float>::lowest();
+  float sum_ = 0;
+};
+
+/// All sums and, while they are in the cache, the log-sum-exp of each row.
+template <class Isa>
+void scan_codes(const std::uint8_t* codes, index_t positions, index_t coordinates, const std::int8_t* weights,
+                const CodeLogits<Isa>& logits, std::span<float> lse) {
+  constexpr index_t stretch = 32 * code_block;
+  for_row_tiles<4>(static_cast<index_t>(lse.size()), [&](auto tile, index_t r) {
+    CodeLogSumExp<Isa> sums[tile()];
+    for (index_t begin = 0; begin < positions; begin += stretch) {
+      const index_t end = std::min(begin + stretch, positions);
+      scan_rows<Isa, tile()>(codes + begin / code_block * code_block_bytes(coordinates),
+                             (end - begin + code_block - 1) / code_block, coordinates,
+                             weights + r * code_weight_bytes(coordinates), logits.sums + r * logits.stride + begin,
+                             logits.stride);
+      for (index_t i = 0; i < tile(); ++i) sums[i].add(logits, r + i, begin, end);
+    }
+    for (index_t i = 0; i < tile(); ++i) lse.data()[r + i] = sums[i].value();
+  });
+}
+
+}  // namespace recycled::inline RECYCLED_ABI::kernels

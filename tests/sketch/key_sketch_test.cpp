@@ -1,0 +1,182 @@
+// The sketch of a layer's keys: its logits against what it was built from, and what stays the same however keys come.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <recycled/recycled.hpp>
+#include <recycled/sketch/key_sketch.hpp>
+#include <vector>
+
+#include "reference/feed.hpp"
+
+namespace {
+
+using namespace recycled;
+
+/// Keys that lie near a few directions, as those of models do.
+template <class T>
+struct Keys {
+  Keys(const Shape& layer, index_t positions, std::uint64_t seed = 1)
+      : shape(detail::checked<T>(layer)), length(positions) {
+    reference::Random random(seed);
+    const index_t row = shape.kv_heads * shape.head_dim;
+    std::vector<float> spread(static_cast<std::size_t>(row));
+    for (index_t i = 0; i < row; ++i)
+      spread[static_cast<std::size_t>(i)] = 4 / (1 + 0.3F * static_cast<float>(i % shape.head_dim));
+    for (index_t j = 0; j < positions; ++j) {
+      for (index_t i = 0; i < row; ++i) exact.push_back(1 + spread[static_cast<std::size_t>(i)] * random.normal());
+    }
+    stored = Array<T>(positions * row / values_per_element<T>);
+    encode(exact.data(), positions * row, stored.data());
+    queries = random.row(64 * shape.query_size());
+  }
+  KvView<T> view(index_t positions) const {
+    return KvView<T>::position_major(stored.data(), stored.data(), shape, positions);
+  }
+  /// Row by row the sketch's logits of the last query.
+  std::vector<float> logits(KeySketch<T>& sketch, index_t g, index_t positions) const {
+    kernels::Workspace<simd::native> workspace;
+    workspace.reserve<T>(shape.query_heads, shape.head_dim, 1, shape.group(), shape.value_dim);
+    workspace.pack_queries(queries.data(), 1, shape, 0.125F);
+    const index_t stride = positions + kernels::code_block;
+    std::vector<std::int16_t> sums(static_cast<std::size_t>(shape.group() * stride));
+    std::vector<float> lse(static_cast<std::size_t>(shape.group()));
+    const auto found =
+        sketch.scan(g, workspace.queries(g * shape.group(), shape.group()), positions, 0, sums.data(), stride, lse);
+    std::vector<float> result;
+    for (index_t r = 0; r < shape.group(); ++r) {
+      for (index_t j = 0; j < positions; ++j)
+        result.push_back(found.of(r, sums[static_cast<std::size_t>(r * stride + j)]));
+    }
+    return result;
+  }
+  double exact_logit(index_t g, index_t r, index_t j) const {
+    double sum = 0;
+    for (index_t d = 0; d < shape.head_dim; ++d) {
+      sum += static_cast<double>(queries[static_cast<std::size_t>((g * shape.group() + r) * shape.head_dim + d)]) *
+             static_cast<double>(exact[static_cast<std::size_t>((j * shape.kv_heads + g) * shape.head_dim + d)]);
+    }
+    return 0.125 * sum;
+  }
+
+  Shape shape;
+  index_t length;
+  std::vector<float> exact, queries;
+  Array<T> stored;
+};
+
+/// Share of the variance of exact logits over positions that the sketch's leave unexplained.
+template <class T>
+double unexplained(const Keys<T>& keys, KeySketch<T>& sketch) {
+  double error = 0, variance = 0;
+  for (index_t g = 0; g < keys.shape.kv_heads; ++g) {
+    const std::vector<float> logits = keys.logits(sketch, g, keys.length);
+    for (index_t r = 0; r < keys.shape.group(); ++r) {
+      double sum = 0, squares = 0, off = 0, off_squares = 0;
+      for (index_t j = 0; j < keys.length; ++j) {
+        const double exact = keys.exact_logit(g, r, j);
+        const double difference = static_cast<double>(logits[static_cast<std::size_t>(r * keys.length + j)]) - exact;
+        sum += exact;
+        squares += exact * exact;
+        off += difference;
+        off_squares += difference * difference;
+      }
+      const auto n = static_cast<double>(keys.length);
+      variance += squares - sum * sum / n;
+      error += off_squares - off * off / n;  // a constant that all positions share is no error
+    }
+  }
+  return error / variance;
+}
+
+template <class T>
+class KeySketchOf : public testing::Test {};
+using Types = testing::Types<float, half, bfloat16, q8_0>;
+TYPED_TEST_SUITE(KeySketchOf, Types);
+
+TYPED_TEST(KeySketchOf, LogitsAreAboutThoseOfTheKeys) {
+  const Keys<TypeParam> keys({6, 2, 64}, 900);
+  Serial serial;
+  double before = 1;
+  for (const index_t coordinates : {8, 16, 32, 64}) {
+    KeySketch<TypeParam> sketch(keys.shape, coordinates);
+    sketch.see(keys.queries);
+    sketch.build(keys.view(900), serial);
+    const double now = unexplained(keys, sketch);
+    EXPECT_LT(now, before) << coordinates;
+    before = now;
+  }
+  EXPECT_LT(before, 0.02);
+}
+
+TYPED_TEST(KeySketchOf, KeysThatComeLaterGetTheCodesThatTheyWouldHaveGot) {
+  const Keys<TypeParam> keys({6, 2, 64}, 400);
+  Serial serial;
+  KeySketch<TypeParam> whole(keys.shape, 24), grown(keys.shape, 24);
+  whole.build(keys.view(300), serial);
+  grown.build(keys.view(300), serial);
+  const auto grow = [&](KeySketch<TypeParam>& sketch, index_t to) {
+    sketch.reserve(to);
+    for (index_t g = 0; g < 2; ++g) sketch.catch_up(g, keys.view(to));
+  };
+  grow(whole, 400);
+  for (index_t length = 301; length <= 350; ++length) grow(grown, length);
+  grown.truncate(310);  // taken back, and come again
+  for (index_t length = 311; length < 400; length += 7) grow(grown, length);
+  grow(grown, 400);
+  for (index_t g = 0; g < 2; ++g) EXPECT_EQ(keys.logits(grown, g, 400), keys.logits(whole, g, 400));
+}
+
+TEST(KeySketch, ReadsScatteredRows) {
+  const Keys<half> keys({4, 2, 48}, 300);
+  std::vector<std::int32_t> table;
+  Array<half> shuffled(keys.stored.size());
+  const index_t row = 2 * 48;
+  for (index_t j = 0; j < 300; ++j) {
+    table.push_back(static_cast<std::int32_t>((j * 77 + 5) % 300));
+    std::copy_n(keys.stored.data() + j * row, row, shuffled.data() + table.back() * row);
+  }
+  Serial serial;
+  KeySketch<half> straight(keys.shape, 32), scattered(keys.shape, 32);
+  straight.build(keys.view(300), serial);
+  KvView<half> view = KvView<half>::position_major(shuffled.data(), shuffled.data(), keys.shape, 300);
+  view.pages = {table.data(), 1};
+  scattered.build(view, serial);
+  for (index_t g = 0; g < 2; ++g) EXPECT_EQ(keys.logits(scattered, g, 300), keys.logits(straight, g, 300));
+}
+
+TEST(KeySketch, KnowsWhichDirectionsQueriesCareAbout) {
+  // Queries look at the direction in which keys vary least.
+  const Keys<float> keys({2, 1, 32}, 600);
+  std::vector<float> queries(64 * 2 * 32);
+  for (std::size_t i = 0; i < queries.size(); ++i)
+    queries[i] = i % 32 >= 28 ? keys.queries[i] : 0.01F * keys.queries[i];
+  Keys<float> looking = keys;
+  looking.queries = queries;
+  Serial serial;
+  KeySketch<float> plain(keys.shape, 8), knowing(keys.shape, 8);
+  plain.build(keys.view(600), serial);
+  knowing.see(queries);
+  knowing.build(keys.view(600), serial);
+  EXPECT_GT(unexplained(looking, plain), 0.8);
+  EXPECT_LT(unexplained(looking, knowing), 0.1);
+}
+
+TEST(KeySketch, MoreCoordinatesThanDimensionsAreNoHarm) {
+  const Keys<float> keys({3, 1, 13}, 100);
+  Serial serial;
+  KeySketch<float> sketch(keys.shape, 32);
+  sketch.build(keys.view(100), serial);
+  EXPECT_LT(unexplained(keys, sketch), 0.02);
+}
+
+TEST(KeySketch, HasTheSameBitsOnAnyNumberOfThreads) {
+  const Keys<half> keys({12, 4, 64}, 500);
+  Serial serial;
+  ThreadPool pool(3);
+  KeySketch<half> one(keys.shape, 32), three(keys.shape, 32);
+  one.build(keys.view(500), serial);
+  three.build(keys.view(500), pool);
+  for (index_t g = 0; g < 4; ++g) EXPECT_EQ(keys.logits(one, g, 500), keys.logits(three, g, 500));
+}
+
+}  // namespace

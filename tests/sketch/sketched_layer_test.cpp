@@ -1,0 +1,224 @@
+// A layer that refreshes by a sketch: what it chooses, what it attends to, what it counts, and what it shares with one
+// that does not.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <recycled/recycled.hpp>
+#include <vector>
+
+#include "reference/attention.hpp"
+#include "reference/feed.hpp"
+#include "reference/messages.hpp"
+
+namespace {
+
+using namespace recycled;
+using reference::at, reference::Bits, reference::Token;
+
+constexpr Shape shape{6, 2, 40, 24};
+constexpr index_t capacity = 20;
+constexpr LayerOptions sketched{.capacity = capacity, .sketch = {.coordinates = 16}};
+
+/// Tokens that a layer has been fed, and the oracle's view of them.
+template <class T>
+struct Fed {
+  reference::Rows keys[2], values[2];
+  void add(const Token& token) {
+    const std::vector<float> key = reference::rounded<T>(token.key), value = reference::rounded<T>(token.value);
+    for (index_t g = 0; g < 2; ++g) {
+      keys[g].push_back({key.begin() + g * 40, key.begin() + (g + 1) * 40});
+      values[g].push_back({value.begin() + g * 24, value.begin() + (g + 1) * 24});
+    }
+  }
+  std::vector<reference::Attention> attend(index_t g, const std::vector<float>& query, const reference::Positions& seen,
+                                           const AttentionOptions& options = {}) const {
+    std::vector<reference::Attention> rows;
+    for (index_t r = 0; r < 3; ++r) {
+      rows.push_back(reference::attend({query.data() + (g * 3 + r) * 40, 40}, keys[g], values[g], seen, options));
+    }
+    return rows;
+  }
+};
+
+template <class T>
+class SketchedStep : public testing::Test {};
+using Types = testing::Types<float, half, bfloat16>;
+TYPED_TEST_SUITE(SketchedStep, Types);
+
+/// What a sketch of its own, of the same keys and queries, ranks highest: the new token, the first four, and then the
+/// largest weights of the group, those of the softmax of the sketch's logits.
+template <class T>
+reference::Positions chosen_by(KeySketch<T>& sketch, index_t g, const std::vector<float>& query, const KvView<T>& kv,
+                               float soft_cap) {
+  kernels::Workspace<simd::native> workspace;
+  workspace.reserve<T>(6, 40, 1, 3, 24);
+  workspace.pack_queries(query.data(), 1, detail::checked<T>(shape), 1 / std::sqrt(40.0F));
+  sketch.reserve(kv.length);
+  sketch.catch_up(g, kv);
+  const index_t stride = kv.length + kernels::code_block;
+  std::vector<std::int16_t> sums(at(3 * stride));
+  std::vector<float> lse(3);
+  const auto found = sketch.scan(g, workspace.queries(g * 3, 3), kv.length, 0, sums.data(), stride, lse);
+  std::vector<long double> score(at(kv.length), -reference::infinity);
+  for (index_t r = 0; r < 3; ++r) {
+    const auto logit = [&](index_t j) {
+      const auto plain = static_cast<long double>(found.of(r, sums[at(r * stride + j)]));
+      return soft_cap > 0 ? static_cast<long double>(soft_cap) * std::tanh(plain / static_cast<long double>(soft_cap))
+                          : plain;
+    };
+    long double sum = 0;
+    for (index_t j = 0; j < kv.length; ++j) sum += std::exp(logit(j));
+    for (index_t j = 0; j < kv.length; ++j) score[at(j)] = std::max(score[at(j)], logit(j) - std::log(sum));
+  }
+  for (index_t j = 0; j < 4; ++j) score[at(j)] = reference::infinity;
+  score.back() = reference::infinity;
+  reference::Positions order;
+  for (index_t j = 0; j < kv.length; ++j) order.push_back(j);
+  std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return score[at(a)] > score[at(b)]; });
+  order.resize(at(capacity));
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+TYPED_TEST(SketchedStep, AttendsToWhatTheSketchChooses) {
+  for (const float soft_cap : {0.0F, 2.0F}) {
+    SCOPED_TRACE(soft_cap);
+    LayerOptions options = sketched;
+    options.attention.soft_cap = soft_cap;
+    Decoder<TypeParam, FixedStride> decoder({1, shape}, options, {.stride = 3}, {.pool = 1});
+    KeySketch<TypeParam> sketch(detail::checked<TypeParam>(shape), 16);
+    reference::Tokens tokens(shape, 5);
+    Fed<TypeParam> fed;
+    const std::vector<Token> prompt = tokens.next(150);
+    for (const Token& token : prompt) fed.add(token);
+    reference::prefill(decoder, prompt);
+    sketch.see(reference::packed(prompt, &Token::query));
+    std::vector<float> out(6 * 24);
+    for (int step = 1; step <= 60; ++step) {
+      if (step == 1) {
+        KvView<TypeParam> all = decoder.view(0);
+        Serial serial;
+        sketch.build(all, serial);
+      }
+      const Token token = tokens.next();
+      fed.add(token);
+      const reference::Positions before[2] = {decoder.layer(0).recycled_positions(0),
+                                              decoder.layer(0).recycled_positions(1)};
+      decoder.step(0, token.query, token.key, token.value, out);
+      for (index_t g = 0; g < 2; ++g) {
+        SCOPED_TRACE("step " + std::to_string(step) + ", KV head " + std::to_string(g));
+        ASSERT_EQ(decoder.layer(0).last_step(g), step % 3 == 0 ? StepKind::sketched : StepKind::recycled);
+        reference::Positions read = decoder.layer(0).recycled_positions(g);
+        if (step % 3 == 0) {
+          // The last place may go to another where scores are as good as equal.
+          const reference::Positions expected = chosen_by(sketch, g, token.query, decoder.view(0), soft_cap);
+          reference::Positions difference;
+          std::set_symmetric_difference(read.begin(), read.end(), expected.begin(), expected.end(),
+                                        std::back_inserter(difference));
+          ASSERT_LE(difference.size(), 2U);
+        } else if (step > 1) {
+          read = before[g];
+          read.push_back(decoder.length() - 1);
+        } else {
+          continue;
+        }
+        const auto truth = fed.attend(g, token.query, read, options.attention);
+        for (index_t r = 0; r < 3; ++r) {
+          ASSERT_TRUE(reference::near(std::span(out.data() + (g * 3 + r) * 24, 24), truth[at(r)]));
+        }
+      }
+    }
+    const HeadStatistics counts = decoder.statistics()[0].heads[0];
+    EXPECT_EQ(counts.sketched_steps, 20U);
+    EXPECT_EQ(counts.recycled_steps, 40U);
+    EXPECT_EQ(counts.full_steps, 0U);
+    EXPECT_EQ(counts.measured, 20U);
+    EXPECT_GT(counts.retained_mass, 0);
+    EXPECT_LE(counts.retained_mass, 20.001);
+    EXPECT_EQ(counts.rows_read, 20U * capacity + 40U * (capacity + 1));
+    std::uint64_t codes = 0;
+    for (std::uint64_t length = 153; length <= 210; length += 3) codes += length * 8;
+    EXPECT_EQ(counts.bytes_read, counts.rows_read * (40 + 24) * sizeof(TypeParam) + codes);
+  }
+}
+
+TEST(SketchedLayer, TakesAFullStepNowAndThen) {
+  LayerOptions options = sketched;
+  options.sketch.full_every = 4;
+  Decoder<float, FixedStride> decoder({1, shape}, options, {.stride = 2});
+  reference::Tokens tokens(shape, 6);
+  reference::prefill(decoder, tokens.next(100));
+  std::string kinds;
+  for (int step = 1; step <= 24; ++step) {
+    reference::decode(decoder, tokens.next(1));
+    kinds += "frs"[static_cast<int>(decoder.layer(0).last_step(1))];
+  }
+  EXPECT_EQ(kinds, "rsrsrsrfrsrsrsrfrsrsrsrf");
+}
+
+TEST(SketchedLayer, WithoutAPromptFindsItsAxesAsItGoes) {
+  // The first steps are full; there is a sketch as soon as there is something to leave out.
+  Decoder<float, FixedStride> decoder({1, shape}, sketched, {.stride = 2});
+  reference::Tokens tokens(shape, 7);
+  std::string kinds;
+  for (int step = 1; step <= 30; ++step) {
+    reference::decode(decoder, tokens.next(1));
+    kinds += "frs"[static_cast<int>(decoder.layer(0).last_step(0))];
+  }
+  EXPECT_EQ(kinds, "ffrfrfrfrfrfrfrfrfrfrsrsrsrsrs");
+}
+
+TEST(SketchedLayer, ThatHasRoomForAllIsExact) {
+  LayerOptions options = sketched;
+  options.capacity = 200;
+  Decoder<half, SelfCalibrating> roomy({1, shape}, options);
+  Decoder<half, AlwaysFull> exact({1, shape}, {});
+  reference::Tokens tokens(shape, 8);
+  const std::vector<Token> all = tokens.next(200);
+  const std::vector<Token> prompt(all.begin(), all.begin() + 150), rest(all.begin() + 150, all.end());
+  reference::prefill(roomy, prompt);
+  reference::prefill(exact, prompt);
+  EXPECT_EQ(reference::decode(roomy, rest), reference::decode(exact, rest));
+}
+
+TEST(SketchedLayer, OfASlidingWindowHasNoSketch) {
+  LayerOptions options = sketched;
+  options.attention = {.window = 60, .sinks = 4};
+  Decoder<float, FixedStride> with({1, shape}, options, {.stride = 3});
+  options.sketch = {};
+  Decoder<float, FixedStride> without({1, shape}, options, {.stride = 3});
+  reference::Tokens tokens(shape, 9);
+  const std::vector<Token> all = tokens.next(150);
+  EXPECT_EQ(reference::decode(with, all), reference::decode(without, all));
+  EXPECT_EQ(with.statistics(), without.statistics());
+}
+
+TEST(SketchedLayer, AQueryThatIsNoNumberMakesTheNextStepFull) {
+  Decoder<float, FixedStride> decoder({1, shape}, sketched, {.stride = 2});
+  reference::Tokens tokens(shape, 14);
+  reference::prefill(decoder, tokens.next(101));
+  reference::decode(decoder, tokens.next(1));
+  Token odd = tokens.next();
+  odd.query[7] = std::nanf("");  // KV head 0
+  reference::decode(decoder, {odd});
+  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::sketched);
+  const Bits next = reference::decode(decoder, tokens.next(1));
+  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full);
+  EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::recycled);
+  for (const std::uint32_t word : next) EXPECT_TRUE(std::isfinite(std::bit_cast<float>(word)));
+}
+
+TEST(SketchedLayer, OptionsThatCantBeAreRefused) {
+  const auto message = [](SketchOptions sketch) {
+    return message_of<std::invalid_argument>([&] { LayerAttention<float>(shape, {.capacity = 4, .sketch = sketch}); });
+  };
+  for (const index_t coordinates : {-4, 2, 33, 68}) {
+    EXPECT_EQ(message({.coordinates = coordinates}),
+              "recycled: SketchOptions.coordinates = " + std::to_string(coordinates) +
+                  ", expected 0 or a multiple of 4 up to 64");
+  }
+  EXPECT_EQ(message({.coordinates = 32, .full_every = 0}),
+            "recycled: SketchOptions.full_every = 0, expected at least 1");
+}
+
+}  // namespace
