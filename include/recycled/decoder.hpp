@@ -31,7 +31,9 @@ class Decoder {
     layers_.reserve(static_cast<std::size_t>(model.layers));
     const auto scratch = std::make_shared<Scratch>();
     for (index_t i = 0; i < model.layers; ++i) {
-      Layer layer(model.layer, options, schedule, selection);
+      LayerOptions own = options;
+      own.layer = i;
+      Layer layer(model.layer, own, schedule, selection);
       KvCache<T> cache(layer.shape(), options.max_length);
       layer.share(scratch);
       layers_.push_back({std::move(cache), std::move(layer)});

@@ -224,6 +224,7 @@ class LayerAttention {
   void decide(std::span<const float> queries, index_t length) {
     StepInfo info{.step = step_ + 1,
                   .length = length,
+                  .layer = options_.layer,
                   .kv_heads = shape_.kv_heads,
                   .head_dim = shape_.head_dim,
                   .queries = queries,

@@ -28,6 +28,7 @@ struct Options {
   index_t pool = 7;
   index_t observation_window = 1;
   Real memory = 0;
+  index_t layer = 0;  // which one of a model
 };
 
 /// What one KV head did in a step.

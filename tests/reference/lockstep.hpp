@@ -69,6 +69,7 @@ class Lockstep {
     Options checked = options;
     checked.shape = recycled::detail::checked<T>(options.shape);
     for (index_t i = 0; i < layers; ++i) {
+      checked.layer = i;
       models_.emplace_back(checked, schedule);
       tokens_.emplace_back(checked.shape, seed + 1000 * static_cast<std::uint64_t>(i));
     }

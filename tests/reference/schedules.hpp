@@ -18,7 +18,7 @@ inline std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
 
 /// What a schedule is asked, for a layer or for one KV head.
 struct Question {
-  index_t step, age, kv_head, head_dim;
+  index_t layer, step, age, kv_heads, kv_head, head_dim;
   std::vector<float> queries, full_queries;  // [query heads in scope, head_dim]
 };
 
@@ -39,7 +39,7 @@ inline Schedule never_full() {
 }
 
 inline Schedule fixed_stride(index_t stride) {
-  return {[stride](const Question& q) { return q.step % stride == 0; }};
+  return {[stride](const Question& q) { return (q.step + q.layer) % stride == 0; }};
 }
 
 inline std::vector<long double> mean_query(const std::vector<float>& queries, index_t dim) {
@@ -52,7 +52,7 @@ inline std::vector<long double> mean_query(const std::vector<float>& queries, in
 
 inline Schedule query_similarity(index_t stride, float threshold) {
   return {[stride, threshold](const Question& q) {
-    if (q.step % stride != 0) return false;
+    if ((q.step + q.layer) % stride != 0) return false;
     const std::vector<long double> now = mean_query(q.queries, q.head_dim);
     const std::vector<long double> then = mean_query(q.full_queries, q.head_dim);
     long double dot = 0, a = 0, b = 0;
@@ -86,7 +86,8 @@ inline Schedule self_calibrating(long double late, index_t longest = 64) {
             for (index_t i = 0; at(i) < q.queries.size(); i += q.head_dim) {
               least = std::min(least, cosine(q.queries.data() + i, q.full_queries.data() + i, q.head_dim));
             }
-            return q.age >= longest || least < threshold(q.kv_head);
+            const index_t fewer = (q.layer * q.kv_heads + q.kv_head) % (longest / 4 + 1);
+            return q.age >= longest - fewer || least < threshold(q.kv_head);
           },
           true,
           [=](index_t g, long double retained_mass) {

@@ -20,6 +20,7 @@ enum class StepKind {
 struct StepInfo {
   index_t step = 0;                     ///< decode steps since the prompt; the first is 1
   index_t length = 0;                   ///< positions, the new token's included
+  index_t layer = 0;                    ///< LayerOptions.layer: what happens now and then is to be spread over them
   index_t age = 0;                      ///< steps since the last full one of this scope (1 right after it)
   index_t kv_head = 0;                  ///< which head is asked about; 0 for a whole layer
   index_t kv_heads = 1;                 ///< how many there are

@@ -17,7 +17,9 @@ struct SelfCalibrating {
   /// Share of refreshes that may find a stale set, in (0, 1): less reads more, and loses less.
   float late = 0.3F;
   float stale = 0.8F;    ///< a set that held less than this of what the new one holds had gone stale, in [0, 1]
-  index_t longest = 64;  ///< steps from one full step to the next at most, at least 1
+  /// Steps from one full step to the next at most, at least 1; of other heads and layers up to a quarter fewer, so that
+  /// calm ones do not all refresh at the same token.
+  index_t longest = 64;
   /// [kv_heads]: the least cosine that still recycles, where the calibration stands. Empty at first; those of an
   /// earlier sequence of the same layer spare a new one its learning.
   std::vector<float> thresholds = {};
@@ -26,7 +28,8 @@ struct SelfCalibrating {
 
   StepKind decide(const StepInfo& info) {
     if (static_cast<index_t>(thresholds.size()) < info.kv_heads) reserve(info.kv_heads);
-    if (info.age >= longest) return StepKind::full;
+    const index_t fewer = (info.layer * info.kv_heads + info.kv_head) % (longest / 4 + 1);
+    if (info.age >= longest - fewer) return StepKind::full;
     // A NaN compares false: a query that is no number takes the safe way.
     return least_cosine(info.queries, info.full_queries, info.head_dim) >= threshold(info.kv_head) ? StepKind::recycled
                                                                                                    : StepKind::full;

@@ -24,6 +24,9 @@ struct LayerOptions {
   index_t max_length = 0;  ///< positions to size all buffers for; beyond it (or at 0) they grow by doubling
   AttentionOptions attention = {};
   SketchOptions sketch = {};
+  /// Which layer of the model this is (a Decoder numbers its own). Layers take turns with the steps that a schedule
+  /// takes now and then, so that all tokens take the same time; with the same number they take them at the same token.
+  index_t layer = 0;
 };
 
 namespace detail {
@@ -42,6 +45,7 @@ LayerOptions checked(LayerOptions options, const Shape& shape) {
   require(options.sketch.coordinates >= 0 && options.sketch.coordinates <= 64 && options.sketch.coordinates % 4 == 0,
           "SketchOptions.coordinates", options.sketch.coordinates, "0 or a multiple of 4 up to 64");
   require(options.sketch.full_every >= 1, "SketchOptions.full_every", options.sketch.full_every, "at least 1");
+  require(options.layer >= 0 && options.layer <= 1 << 20, "LayerOptions.layer", options.layer, "0 to 2^20");
   options.attention = checked(options.attention, shape);
   return options;
 }
