@@ -38,10 +38,10 @@ class ModelOf final : public Model {
       : case_(c), memories_(memories), query_(query), out_(static_cast<std::size_t>(c.shape.output_size())) {
     const auto scratch = std::make_shared<recycled::Scratch>();
     for (index_t i = 0; i < layers; ++i) {
-      layers_.emplace_back(c.shape,
-                           recycled::LayerOptions{
-                               .capacity = c.capacity, .max_length = memories.room(), .layer = turns ? i : 0},
-                           policy);
+      layers_.emplace_back(
+          c.shape,
+          recycled::LayerOptions{.capacity = c.capacity, .max_length = memories.room(), .layer = turns ? i : 0},
+          policy);
       layers_.back().share(scratch);
       layers_.back().observe(query(0), c.length);
       layers_.back().prepare(memories.view(i, c.length), pool);

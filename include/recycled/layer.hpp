@@ -265,6 +265,10 @@ class LayerAttention {
       return;
     }
     ++(head.kind == StepKind::sketched ? count.sketched_steps : count.full_steps);
+    if (head.kind == StepKind::full && head.checked) {
+      ++count.checked;
+      count.sketched_mass += static_cast<double>(head.sketched_mass);
+    }
     ages_[g] = 0;
     const std::span<const float> group = group_of(queries, g);
     std::copy(group.begin(), group.end(), full_queries_.data() + g * shape_.group() * shape_.head_dim);

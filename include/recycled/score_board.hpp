@@ -74,12 +74,7 @@ class ScoreBoard {
     }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
       ranks(g)[j] = std::numeric_limits<float>::quiet_NaN();
-    if (source == Source::sketch) {
-      // A sketched step attends to its choice alone: the new token is part of it, and the first positions, where
-      // attention rests, which lie so far from other keys that a sketch knows little of them.
-      std::fill_n(ranks(g), std::min(first_positions, length), newcomer_rank);
-      ranks(g)[length - 1] = std::numeric_limits<float>::infinity();
-    }
+    if (source == Source::sketch) prefer_ends(ranked);
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
     cache.rebuild(g, chosen, ranked, view, length - 1, marks_.data() + g * (room_ / 64));
@@ -101,6 +96,29 @@ class ScoreBoard {
     float least = 1;
     for (index_t r = 0; r < group_; ++r) {
       const float share = old_mass_[g * group_ + r] / by.mass(r, lse.data()[r], cache.positions(g), ranks(g));
+      least = share < least ? share : least;
+    }
+    return least;
+  }
+
+  /// A float for each query row of KV head `g`, between a measurement and the next.
+  std::span<float> scratch_of(index_t g) noexcept {
+    return {old_mass_.data() + g * group_, static_cast<std::size_t>(group_)};
+  }
+  /// After a choice by a step's scores: the attention mass of what a sketch would have chosen, relative to that of the
+  /// choice, the least over the group. `lse` is the sketch's, `true_lse` the step's.
+  template <Scalar T>
+  float agreement(index_t g, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse,
+                  std::span<const float> true_lse, index_t length, const RecycleCache<T>& cache) noexcept {
+    sketched.log_weights(lse, length, log_weights(g));
+    const std::span<float> ranked(log_weights(g), static_cast<std::size_t>(length));
+    prefer_ends(ranked);
+    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, length));
+    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
+    float least = 1;
+    for (index_t r = 0; r < group_; ++r) {
+      const float share = logits(g).mass(r, true_lse.data()[r], chosen, ranks(g)) /
+                          logits(g).mass(r, true_lse.data()[r], cache.positions(g), ranks(g));
       least = share < least ? share : least;
     }
     return least;
@@ -131,6 +149,12 @@ class ScoreBoard {
   float* ranks(index_t g) noexcept { return row(g, group_ + 1); }
   std::span<index_t> chosen_of(index_t g, index_t count) noexcept {
     return {chosen_.data() + g * capacity_, static_cast<std::size_t>(count)};
+  }
+  /// A sketched step attends to its choice alone: the new token is part of it, and the first positions, where attention
+  /// rests, which lie so far from other keys that a sketch knows little of them.
+  static void prefer_ends(std::span<float> ranks) noexcept {
+    std::fill_n(ranks.begin(), std::min(static_cast<std::size_t>(first_positions), ranks.size()), newcomer_rank);
+    ranks.back() = std::numeric_limits<float>::infinity();
   }
   static void hide(float* values, const Visible& visible) noexcept {
     if (visible.window.begin > visible.sinks.end) {

@@ -28,6 +28,8 @@ class TokenAttention {
     index_t sketched = 0;         ///< refreshes by the sketch since the last full step
     bool measured = false;        ///< a full step found an old set to compare with,
     float retained_mass = 1;      ///< and this is what it still held (Refresh::retained_mass)
+    bool checked = false;         ///< a full step asked the sketch, too,
+    float sketched_mass = 1;      ///< and this is what its choice would have held
     std::uint64_t rows_read = 0;  ///< by the last step
     std::uint64_t bytes_read = 0;
   };
@@ -45,7 +47,7 @@ class TokenAttention {
     if constexpr (Recycles) cache_ = RecycleCache<T>(shape, options.capacity);
     reserve_selections(options.max_length);
     if (keeps_sketch(options)) {
-      sketch_.emplace(shape, options.sketch.coordinates);
+      sketch_.emplace(shape, options.sketch.coordinates, options.layer);
       sketch_->reserve(options.max_length);
     }
   }
@@ -59,7 +61,7 @@ class TokenAttention {
   /// Whether KV head `g` may refresh by the sketch at the step that makes `length` positions. What a sketch finds it
   /// takes from a set's place alone, so nothing must be missing there; a set that has room for all needs no sketch.
   bool sketches(index_t g, index_t length) const noexcept {
-    return sketch_ && sketch_->built() && !heads_[g].must_refresh && length > capacity_ &&
+    return sketch_ && sketch_->built(g) && !heads_[g].must_refresh && length > capacity_ &&
            heads_[g].sketched + 1 < full_every_;
   }
   /// Queries of the prompt: they say what the sketch is for.
@@ -235,7 +237,7 @@ class TokenAttention {
 
   template <class E>
   void renew_sketch(const KvView<T>& kv, E& executor) {
-    if (kv.length > capacity_ && sketch_->aged(kv.length)) sketch_->build(kv, executor);
+    if (kv.length > capacity_) sketch_->renew(kv, executor);
   }
 
   /// Chooses a new set by the sketch's logits, and measures the old one by them.
@@ -263,6 +265,20 @@ class TokenAttention {
     if (head.measured) head.retained_mass = scores().retained_mass(g, by, lse_of(g), cache_);
   }
 
+  /// How good is the sketch? At a full step the truth is there to compare with: of the attention mass on the positions
+  /// that were chosen, how much would the sketch's have held, in the worst query row?
+  void check_sketch(index_t g, const KvView<T>& kv) noexcept {
+    Head& head = heads_[g];
+    head.checked = sketch_ && sketch_->built(g) && kv.length > capacity_ && !head.must_refresh;
+    if (!head.checked) return;
+    sketch_->catch_up(g, kv);
+    const index_t group = shape_.group();
+    const std::span<float> lse = scores().scratch_of(g);
+    const auto logits = sketch_->scan(g, workspace().queries(g * group, group), kv.length, options_.soft_cap,
+                                      scores().sums(g), scores().stride(), lse);
+    head.sketched_mass = scores().agreement(g, logits, lse, lse_of(g), kv.length, cache_);
+  }
+
   /// After a head's pieces: its output, then a new set, or the one entry that leaves.
   void finish(index_t g, const KvView<T>& kv, float* out) noexcept {
     merge(g, out + g * shape_.group() * shape_.value_dim);
@@ -282,6 +298,7 @@ class TokenAttention {
       head.sketched = 0;
       scores().score(g, lse_of(g), Visible(options_, kv.length - 1));
       replace_set(g, kv, scores().logits(g), ScoreBoard::Source::step);
+      check_sketch(g, kv);
     }
   }
 

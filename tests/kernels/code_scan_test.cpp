@@ -50,8 +50,9 @@ void expect_exact(const Case& c, bool extreme) {
   const index_t stride = c.positions + kernels::code_block + 5;
   std::vector<std::int16_t> sums(static_cast<std::size_t>(c.rows * stride), -77);
   std::vector<float> lse(static_cast<std::size_t>(c.rows));
+  const std::vector<float> biases = random.row(c.rows * 3);
   kernels::scan_codes<Isa>(codes.data(), c.positions, c.coordinates, weights.data(),
-                           {sums.data(), stride, scales.data()}, lse);
+                           {sums.data(), stride, scales.data(), biases.data(), 3}, lse);
   for (index_t r = 0; r < c.rows; ++r) {
     const double scale = static_cast<double>(scales[static_cast<std::size_t>(r)]);
     long double total = 0;
@@ -68,7 +69,8 @@ void expect_exact(const Case& c, bool extreme) {
       ASSERT_EQ(sums[static_cast<std::size_t>(r * stride + j)], sum) << "row " << r << ", " << j;
       // Each weight is off by half a step at most.
       ASSERT_NEAR(scale * sum, unrounded, 0.51 * 15 * scale * static_cast<double>(c.coordinates));
-      total += std::exp(static_cast<long double>(scale * sum));
+      total += std::exp(static_cast<long double>(
+          scale * sum + static_cast<double>(biases[static_cast<std::size_t>(r * 3 + j / kernels::code_stretch)])));
     }
     ASSERT_NEAR(static_cast<double>(lse[static_cast<std::size_t>(r)]), static_cast<double>(std::log(total)), 0.04);
   }
@@ -87,17 +89,18 @@ TYPED_TEST(CodeScan, NeverOverflows) {
 
 /// The logits of known sums, capped and not, against double.
 TYPED_TEST(CodeScan, LogitsAreScaledAndCapped) {
-  constexpr index_t positions = 77, stride = 110, rows = 3;
+  constexpr index_t positions = 207, stride = 240, rows = 3;
   reference::Random random(3);
   std::vector<std::int16_t> sums(rows * stride);
   for (std::int16_t& sum : sums) sum = static_cast<std::int16_t>(random.between(-3000, 3000));
-  const std::vector<float> scales{0.004F, 0.001F, 0}, lse{2, 1, 4.5F};
-  const std::vector<index_t> some{0, 5, 31, 32, 76};
+  const std::vector<float> scales{0.004F, 0.001F, 0}, lse{2, 1, 4.5F}, biases{0, 3, 1, -1, 0.5F, -2};
+  const std::vector<index_t> some{0, 5, 31, 32, 127, 128, 206};
   for (const float soft_cap : {0.0F, 3.0F}) {
-    const kernels::CodeLogits<TypeParam> logits{sums.data(), stride, scales.data(), soft_cap};
+    const kernels::CodeLogits<TypeParam> logits{sums.data(), stride, scales.data(), biases.data(), 2, soft_cap};
     const auto expected = [&](index_t r, index_t j) {
       const double plain = static_cast<double>(scales[static_cast<std::size_t>(r)]) *
-                           static_cast<double>(sums[static_cast<std::size_t>(r * stride + j)]);
+                               static_cast<double>(sums[static_cast<std::size_t>(r * stride + j)]) +
+                           static_cast<double>(biases[static_cast<std::size_t>(r * 2 + j / kernels::code_stretch)]);
       const double cap = static_cast<double>(soft_cap);
       return cap > 0 ? cap * std::tanh(plain / cap) : plain;
     };
@@ -115,7 +118,7 @@ TYPED_TEST(CodeScan, LogitsAreScaledAndCapped) {
       for (const index_t j : some) mass += std::exp(expected(r, j) - 2);
       EXPECT_NEAR(static_cast<double>(logits.mass(r, 2, some, scratch.data())), mass, 1e-5 * mass);
       kernels::CodeLogSumExp<TypeParam> sum;
-      for (const auto& [begin, end] : {std::pair<index_t, index_t>{0, 32}, {32, 64}, {64, positions}}) {
+      for (const auto& [begin, end] : {std::pair<index_t, index_t>{0, 128}, {128, positions}}) {
         sum.add(logits, r, begin, end);
         for (index_t j = begin; j < end; ++j) {
           all += std::exp(expected(r, j));
@@ -123,7 +126,7 @@ TYPED_TEST(CodeScan, LogitsAreScaledAndCapped) {
         }
       }
       EXPECT_NEAR(static_cast<double>(sum.value()), std::log(all), 0.04);
-      EXPECT_NEAR(static_cast<double>(logits.largest(r, 0, positions)), top, 1e-5);
+      EXPECT_GE(static_cast<double>(logits.bound(r, 0, positions)), top - 1e-5);
     }
   }
 }
@@ -133,7 +136,8 @@ TYPED_TEST(CodeScan, OfAQueryThatIsNoNumberTheSumIsNone) {
   const float scale = std::nanf("");
   kernels::CodeLogSumExp<TypeParam> sum;
   reference::Random random(4);
-  sum.add({sums.data(), 64, &scale}, 0, 0, random.between(40, 41));
+  const float bias = 1;
+  sum.add({sums.data(), 64, &scale, &bias, 1}, 0, 0, random.between(40, 41));
   EXPECT_TRUE(std::isnan(sum.value()));
 }
 

@@ -108,7 +108,7 @@ class Layer {
 
   std::vector<bool> decide(const std::vector<float>& asked) const {
     const index_t kv_heads = options_.shape.kv_heads;
-    Question layer{options_.layer, step_, 0, kv_heads, 0, options_.shape.head_dim, asked, {}};
+    Question layer{step_, 0, 0, options_.shape.head_dim, asked, {}, options_.layer, kv_heads};
     for (const Head& head : heads_) {
       layer.age = std::max(layer.age, head.age + 1);
       layer.full_queries.insert(layer.full_queries.end(), head.full_queries.begin(), head.full_queries.end());
@@ -117,8 +117,8 @@ class Layer {
     std::vector<bool> full;
     for (index_t g = 0; g < options_.shape.kv_heads; ++g) {
       const Head& head = heads_[at(g)];
-      const Question own{options_.layer,    step_, head.age + 1, kv_heads, g, layer.head_dim, queries_of(asked, g),
-                         head.full_queries};
+      const Question own{step_,          head.age + 1, g, layer.head_dim, queries_of(asked, g), head.full_queries,
+                         options_.layer, kv_heads};
       full.push_back((schedule_.per_head ? schedule_.full(own) : whole_layer) || head.must_refresh);
     }
     return full;

@@ -18,8 +18,9 @@ inline std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
 
 /// What a schedule is asked, for a layer or for one KV head.
 struct Question {
-  index_t layer, step, age, kv_heads, kv_head, head_dim;
+  index_t step, age, kv_head, head_dim;
   std::vector<float> queries, full_queries;  // [query heads in scope, head_dim]
+  index_t layer = 0, kv_heads = 1;
 };
 
 /// Whether a step is full; `learn` receives KV head and retained mass after a measured full step.

@@ -42,6 +42,15 @@ TEST(FixedStride, IsFullAtEveryStridethStep) {
   EXPECT_EQ(FixedStride{}.stride, 10);
 }
 
+TEST(FixedStride, LayersTakeTurns) {
+  StepInfo info;
+  for (info.step = 1; info.step <= 30; ++info.step) {
+    int full = 0;
+    for (info.layer = 0; info.layer < 20; ++info.layer) full += FixedStride{10}.decide(info) == StepKind::full ? 1 : 0;
+    EXPECT_EQ(full, 2) << "of 20 layers, at every token";
+  }
+}
+
 TEST(AlwaysFull, IsAlwaysFull) {
   for (index_t step = 1; step <= 9; ++step) EXPECT_EQ(AlwaysFull{}.decide(at_step(step)), StepKind::full);
 }

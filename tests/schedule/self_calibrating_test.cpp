@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <recycled/recycled.hpp>
 #include <vector>
 
@@ -58,6 +59,22 @@ TEST(SelfCalibrating, RefreshesAtTheLatestAfterTheLongestTime) {
   SelfCalibrating schedule{.longest = 5};
   EXPECT_EQ(ask(schedule, straight, straight, 4), StepKind::recycled);
   EXPECT_EQ(ask(schedule, straight, straight, 5), StepKind::full);
+}
+
+TEST(SelfCalibrating, CalmHeadsDoNotAllRefreshAtTheSameToken) {
+  SelfCalibrating schedule;
+  StepInfo info{.kv_heads = 3, .head_dim = dim, .queries = straight, .full_queries = straight};
+  std::map<index_t, int> refreshes;
+  for (info.layer = 0; info.layer < 30; ++info.layer) {
+    for (info.kv_head = 0; info.kv_head < 3; ++info.kv_head) {
+      info.age = 1;
+      while (schedule.decide(info) == StepKind::recycled) ++info.age;
+      ++refreshes[info.age];
+    }
+  }
+  EXPECT_EQ(refreshes.begin()->first, 48);
+  EXPECT_EQ(refreshes.rbegin()->first, 64);
+  for (const auto& [age, heads] : refreshes) EXPECT_LE(heads, 6) << "of 90, at age " << age;
 }
 
 TEST(SelfCalibrating, EveryHeadLearnsForItself) {

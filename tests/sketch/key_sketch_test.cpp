@@ -44,8 +44,7 @@ struct Keys {
         sketch.scan(g, workspace.queries(g * shape.group(), shape.group()), positions, 0, sums.data(), stride, lse);
     std::vector<float> result;
     for (index_t r = 0; r < shape.group(); ++r) {
-      for (index_t j = 0; j < positions; ++j)
-        result.push_back(found.of(r, sums[static_cast<std::size_t>(r * stride + j)]));
+      for (index_t j = 0; j < positions; ++j) result.push_back(found.at(r, j));
     }
     return result;
   }
@@ -100,20 +99,20 @@ TYPED_TEST(KeySketchOf, LogitsAreAboutThoseOfTheKeys) {
   for (const index_t coordinates : {8, 16, 32, 64}) {
     KeySketch<TypeParam> sketch(keys.shape, coordinates);
     sketch.see(keys.queries);
-    sketch.build(keys.view(900), serial);
+    sketch.renew(keys.view(900), serial);
     const double now = unexplained(keys, sketch);
     EXPECT_LT(now, before) << coordinates;
     before = now;
   }
-  EXPECT_LT(before, 0.02);
+  EXPECT_LT(before, 0.04);
 }
 
 TYPED_TEST(KeySketchOf, KeysThatComeLaterGetTheCodesThatTheyWouldHaveGot) {
   const Keys<TypeParam> keys({6, 2, 64}, 400);
   Serial serial;
   KeySketch<TypeParam> whole(keys.shape, 24), grown(keys.shape, 24);
-  whole.build(keys.view(300), serial);
-  grown.build(keys.view(300), serial);
+  whole.renew(keys.view(300), serial);
+  grown.renew(keys.view(300), serial);
   const auto grow = [&](KeySketch<TypeParam>& sketch, index_t to) {
     sketch.reserve(to);
     for (index_t g = 0; g < 2; ++g) sketch.catch_up(g, keys.view(to));
@@ -124,6 +123,42 @@ TYPED_TEST(KeySketchOf, KeysThatComeLaterGetTheCodesThatTheyWouldHaveGot) {
   for (index_t length = 311; length < 400; length += 7) grow(grown, length);
   grow(grown, 400);
   for (index_t g = 0; g < 2; ++g) EXPECT_EQ(keys.logits(grown, g, 400), keys.logits(whole, g, 400));
+}
+
+/// Keys drift away, as low frequencies of RoPE let them: what is coded is their difference to their neighbours.
+TEST(KeySketch, FollowsKeysThatDrift) {
+  Keys<float> keys({2, 1, 32}, 3000);
+  for (index_t j = 0; j < 3000; ++j) {
+    for (index_t d = 0; d < 32; ++d) {
+      const float drift = 20 * std::sin(0.001F * static_cast<float>(j) + static_cast<float>(d));
+      keys.exact[static_cast<std::size_t>(j * 32 + d)] += drift;
+    }
+  }
+  encode(keys.exact.data(), 3000 * 32, keys.stored.data());
+  Serial serial;
+  KeySketch<float> sketch(keys.shape, 16);
+  sketch.see(keys.queries);
+  sketch.renew(keys.view(300), serial);
+  sketch.reserve(3000);
+  sketch.catch_up(0, keys.view(3000));
+  EXPECT_LT(unexplained(keys, sketch), 0.02);
+}
+
+TEST(KeySketch, LooksForNewAxesAsTheCacheGrows) {
+  const Keys<float> keys({4, 2, 32}, 64);
+  KeySketch<float> sketch(keys.shape, 16), other(keys.shape, 16, 5);
+  Serial serial;
+  EXPECT_TRUE(sketch.aged(0, 64));
+  for (auto* one : {&sketch, &other}) {
+    one->see(keys.queries);
+    one->renew(keys.view(64), serial);
+  }
+  EXPECT_FALSE(sketch.aged(0, 95));
+  EXPECT_TRUE(sketch.aged(0, 96));
+  EXPECT_FALSE(other.aged(1, 90)) << "another layer";
+  EXPECT_TRUE(other.aged(1, 91));
+  sketch.clear();
+  EXPECT_TRUE(sketch.aged(0, 64));
 }
 
 TEST(KeySketch, ReadsScatteredRows) {
@@ -137,10 +172,10 @@ TEST(KeySketch, ReadsScatteredRows) {
   }
   Serial serial;
   KeySketch<half> straight(keys.shape, 32), scattered(keys.shape, 32);
-  straight.build(keys.view(300), serial);
+  straight.renew(keys.view(300), serial);
   KvView<half> view = KvView<half>::position_major(shuffled.data(), shuffled.data(), keys.shape, 300);
   view.pages = {table.data(), 1};
-  scattered.build(view, serial);
+  scattered.renew(view, serial);
   for (index_t g = 0; g < 2; ++g) EXPECT_EQ(keys.logits(scattered, g, 300), keys.logits(straight, g, 300));
 }
 
@@ -154,9 +189,9 @@ TEST(KeySketch, KnowsWhichDirectionsQueriesCareAbout) {
   looking.queries = queries;
   Serial serial;
   KeySketch<float> plain(keys.shape, 8), knowing(keys.shape, 8);
-  plain.build(keys.view(600), serial);
+  plain.renew(keys.view(600), serial);
   knowing.see(queries);
-  knowing.build(keys.view(600), serial);
+  knowing.renew(keys.view(600), serial);
   EXPECT_GT(unexplained(looking, plain), 0.8);
   EXPECT_LT(unexplained(looking, knowing), 0.1);
 }
@@ -165,8 +200,8 @@ TEST(KeySketch, MoreCoordinatesThanDimensionsAreNoHarm) {
   const Keys<float> keys({3, 1, 13}, 100);
   Serial serial;
   KeySketch<float> sketch(keys.shape, 32);
-  sketch.build(keys.view(100), serial);
-  EXPECT_LT(unexplained(keys, sketch), 0.02);
+  sketch.renew(keys.view(100), serial);
+  EXPECT_LT(unexplained(keys, sketch), 0.04);
 }
 
 TEST(KeySketch, HasTheSameBitsOnAnyNumberOfThreads) {
@@ -174,8 +209,8 @@ TEST(KeySketch, HasTheSameBitsOnAnyNumberOfThreads) {
   Serial serial;
   ThreadPool pool(3);
   KeySketch<half> one(keys.shape, 32), three(keys.shape, 32);
-  one.build(keys.view(500), serial);
-  three.build(keys.view(500), pool);
+  one.renew(keys.view(500), serial);
+  three.renew(keys.view(500), pool);
   for (index_t g = 0; g < 4; ++g) EXPECT_EQ(keys.logits(one, g, 500), keys.logits(three, g, 500));
 }
 

@@ -53,16 +53,19 @@ class Engine {
   void step(const Node& node, Sequence& sequence, const Memory& memory, std::span<const float> query,
             std::span<float> out, bool first_layer) {
     const Cells cells{sequence.cells.data(), static_cast<index_t>(sequence.cells.size()), sequence.side_by_side};
-    RememberedLayer& layer = sequence.layers[node.cache()];
+    const auto [place, added] = sequence.layers.try_emplace(node.cache());
+    RememberedLayer& layer = place->second;
+    if (added) layer.index = static_cast<index_t>(sequence.layers.size()) - 1;
     const Policy& policy = plans_.policy();
     // A share of the length: made anew, with a full step, where that has grown, or started again much smaller.
     const bool other_length = layer.room < cells.count || layer.room > 2 * cells.count;
     if (layer.attention == nullptr || (policy.capacity.rows == 0 && other_length)) {
       const index_t room = std::min(cells.count + cells.count / 4, index_t{node.cache()->ne[1]});
-      layer.attention =
-          make_attention(node.keys()->type, node.shape(),
-                         {.capacity = policy.capacity.of(room, node.cache()->ne[1]), .attention = node.options()},
-                         policy.schedule, scratch_);
+      layer.attention = make_attention(node.keys()->type, node.shape(),
+                                       {.capacity = policy.capacity.of(room, node.cache()->ne[1]),
+                                        .attention = node.options(),
+                                        .layer = layer.index},
+                                       policy.schedule, scratch_);
       layer.room = room;
       layer.epoch = -1;
     }

@@ -17,7 +17,8 @@ struct RememberedLayer {
   std::unique_ptr<Attention> attention;
   Contents contents;
   index_t epoch = 0;
-  index_t room = 0;  ///< length that the recycle cache was made for
+  index_t room = 0;   ///< length that the recycle cache was made for
+  index_t index = 0;  ///< which one it is
 };
 
 /// One sequence in one cache: its cells in the order of its positions, and what each layer remembers.

@@ -3,11 +3,13 @@
 // usage: agreement MODEL PLUGIN TEXT --context N --tokens N [--schedules LIST] [--capacity K] [--json FILE]
 // A schedule of the list may have a capacity of its own behind an @.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <numeric>
 #include <sstream>
 
 #include "host.hpp"
@@ -20,7 +22,8 @@ using Logits = std::vector<std::vector<float>>;
 struct Line {
   std::string name;
   double nmse = 0, worst_nmse = 0, kl = 0, same_choice = 0;
-  double bytes = 1;  // of rows and sketches, of those that exact attention reads
+  double milliseconds = 0, p99 = 0;  // of a token
+  double bytes = 1;                  // of rows and sketches, of those that exact attention reads
 };
 
 std::vector<llama_token> tokens_of(const llama_model* model, const std::string& path, int wanted) {
@@ -36,13 +39,22 @@ std::vector<llama_token> tokens_of(const llama_model* model, const std::string& 
   return tokens;
 }
 
-/// The text's tokens [begin, end), one by one, and the logits that follow each.
-Logits follow(llama_context* context, const std::vector<llama_token>& text, int begin) {
+/// What follows each of a text's tokens, and how long it took.
+struct Followed {
   Logits logits;
+  std::vector<double> milliseconds;
+};
+
+/// The text's tokens [begin, end), one by one.
+Followed follow(llama_context* context, const std::vector<llama_token>& text, int begin) {
+  Followed followed;
   for (std::size_t i = static_cast<std::size_t>(begin); i < text.size(); ++i) {
-    logits.push_back(decode(context, {{text[i], static_cast<llama_pos>(i)}}, 1).front());
+    const auto start = std::chrono::steady_clock::now();
+    followed.logits.push_back(decode(context, {{text[i], static_cast<llama_pos>(i)}}, 1).front());
+    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+    followed.milliseconds.push_back(time.count());
   }
-  return logits;
+  return followed;
 }
 void read_prompt(llama_context* context, const std::vector<llama_token>& text, int length) {
   std::vector<Token> prompt;
@@ -50,9 +62,14 @@ void read_prompt(llama_context* context, const std::vector<llama_token>& text, i
   decode(context, prompt, 1);
 }
 
-Line compare(const std::string& name, const Logits& actual, const Logits& expected, double bytes = 1) {
+Line compare(const std::string& name, Followed followed, const Logits& expected, double bytes = 1) {
+  const Logits& actual = followed.logits;
+  std::vector<double>& times = followed.milliseconds;
   Line line{name};
   line.bytes = bytes;
+  std::sort(times.begin(), times.end());
+  line.milliseconds = std::accumulate(times.begin(), times.end(), 0.0) / static_cast<double>(times.size());
+  line.p99 = times[times.size() * 99 / 100];
   const auto count = static_cast<double>(actual.size());
   const auto choice = [](const std::vector<float>& row) {
     return std::max_element(row.begin(), row.end()) - row.begin();
@@ -64,8 +81,8 @@ Line compare(const std::string& name, const Logits& actual, const Logits& expect
     line.kl += divergence(actual[i], expected[i]) / count;
     line.same_choice += (choice(actual[i]) == choice(expected[i]) ? 1 : 0) / count;
   }
-  std::printf("%-28s %9.2e %9.2e %9.2e %6.1f %% %6.1f %%\n", name.c_str(), line.nmse, line.worst_nmse, line.kl,
-              100 * line.same_choice, 100 * line.bytes);
+  std::printf("%-28s %9.2e %9.2e %9.2e %6.1f %% %6.1f %% %8.1f %8.2f\n", name.c_str(), line.nmse, line.worst_nmse,
+              line.kl, 100 * line.same_choice, 100 * line.bytes, line.milliseconds, line.p99 / line.milliseconds);
   std::fflush(stdout);
   return line;
 }
@@ -84,8 +101,8 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
     return follow(made.get(), text, context);
   };
   std::printf("%d tokens behind %d; of logits against stock without flash attention:\n", count, context);
-  std::printf("%-28s %9s %9s %9s %8s %8s\n", "", "NMSE", "worst", "KL", "same", "bytes");
-  const Logits expected = stock(false);
+  std::printf("%-28s %9s %9s %9s %8s %8s %8s %8s\n", "", "NMSE", "worst", "KL", "same", "bytes", "ms", "p99/mean");
+  const Logits expected = stock(false).logits;
   std::vector<Line> lines{compare("stock, flash attention", stock(true), expected)};
 
   plugin.turn(true);
@@ -99,11 +116,11 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
     plugin.set("schedule", schedule.substr(0, at));
     plugin.set("capacity", at == std::string::npos ? options["--capacity"] : schedule.substr(at + 1));
     const recycled_ggml_statistics before = plugin.statistics();
-    const Logits logits = follow(ours.get(), text, context);
+    Followed followed = follow(ours.get(), text, context);
     const recycled_ggml_statistics after = plugin.statistics();
     const auto full = static_cast<double>(after.bytes_full - before.bytes_full);
     const double bytes = full > 0 ? static_cast<double>(after.bytes_read - before.bytes_read) / full : 1;
-    lines.push_back(compare(schedule, logits, expected, bytes));
+    lines.push_back(compare(schedule, std::move(followed), expected, bytes));
   }
 
   if (options["--json"].empty()) return;
@@ -113,7 +130,8 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
     json << (i == 0 ? "[" : ",\n ") << "{\"model\": \"" << std::filesystem::path(model_path).filename().string()
          << "\", \"name\": \"" << line.name << "\", \"context\": " << context << ", \"tokens\": " << count
          << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse << ", \"kl\": " << line.kl
-         << ", \"same_choice\": " << line.same_choice << ", \"bytes\": " << line.bytes << "}";
+         << ", \"same_choice\": " << line.same_choice << ", \"bytes\": " << line.bytes
+         << ", \"ms\": " << line.milliseconds << ", \"p99_ms\": " << line.p99 << "}";
   }
   json << "]\n";
 }

@@ -1,6 +1,7 @@
 // Keys as codes of four bits, and all their logits for a few query rows: the inner loop of a sketched refresh.
 //
-//   logits[r][j] = scales[r] * sums[r][j],   sums[r][j] = sum over coordinates c of weights[r][c] * codes[j][c]
+//   logits[r][j] = scales[r] * sums[r][j] + biases[r][j's stretch]
+//   sums[r][j]   = sum over coordinates c of weights[r][c] * codes[j][c]
 //
 // Codes 0 to 15 times signed bytes, summed up exactly in 16 bits: the same on every instruction set, and half of what
 // floats would be to write down and read again. 32 positions
@@ -22,6 +23,8 @@ namespace recycled::inline RECYCLED_ABI::kernels {
 /// Positions whose codes stand together.
 inline constexpr index_t code_block = 32;
 
+/// Positions that share a bias.
+inline constexpr index_t code_stretch = 128;
 /// Bytes from the codes that are being scanned to those that are fetched.
 inline constexpr index_t scanned_ahead = 4096;
 
@@ -72,21 +75,21 @@ struct CodeLogits {
   std::int16_t* sums = nullptr;  ///< row r's start at sums + r * stride, and have room for whole blocks
   index_t stride = 0;
   const float* scales = nullptr;
+  const float* biases = nullptr;  ///< row r's start at biases + r * bias_stride
+  index_t bias_stride = 0;
   float soft_cap = 0;  ///< AttentionOptions.soft_cap
 
-  typename Isa::vec of(index_t r, typename Isa::vec sums_of_r) const {
-    const auto logits = Isa::mul(sums_of_r, Isa::broadcast(scales[r]));
+  /// Of positions [j, j + width), j a multiple of width.
+  typename Isa::vec load(index_t r, index_t j) const {
+    const auto logits =
+        Isa::fma(Isa::load_sums(sums + r * stride + j), Isa::broadcast(scales[r]), Isa::broadcast(bias(r, j)));
     return soft_cap > 0 ? simd::capped<Isa>(logits, soft_cap) : logits;
   }
-  /// Of positions [j, j + width).
-  typename Isa::vec load(index_t r, index_t j) const { return of(r, Isa::load_sums(sums + r * stride + j)); }
-
-  float of(index_t r, std::int16_t sum) const {
-    const float logit = static_cast<float>(sum) * scales[r];
-    return soft_cap > 0 ? soft_cap * std::tanh(logit / soft_cap) : logit;
+  float at(index_t r, index_t j) const {
+    return capped(static_cast<float>(sums[r * stride + j]) * scales[r] + bias(r, j));
   }
-  /// The largest of positions [begin, end): that of the largest sum, since no scale is negative.
-  float largest(index_t r, index_t begin, index_t end) const {
+  /// At least the largest of positions [begin, end): the largest sum (no scale is negative) with the largest bias.
+  float bound(index_t r, index_t begin, index_t end) const {
     const std::int16_t* const row = sums + r * stride;
     std::int16_t lanes[Isa::code_lanes];
     std::fill_n(lanes, Isa::code_lanes, row[begin]);
@@ -96,7 +99,9 @@ struct CodeLogits {
     Isa::store(lanes, largest);
     std::int16_t sum = *std::max_element(lanes, lanes + Isa::code_lanes);
     for (; j < end; ++j) sum = std::max(sum, row[j]);
-    return of(r, sum);
+    const float* const first = biases + r * bias_stride + begin / code_stretch;
+    return capped(static_cast<float>(sum) * scales[r] +
+                  *std::max_element(first, first + (end - begin + code_stretch - 1) / code_stretch));
   }
 
   /// The largest log-weight of the group, as group_log_weights has it, for whole vectors of positions.
@@ -112,12 +117,13 @@ struct CodeLogits {
   /// As StepLogits::mass.
   float mass(index_t r, float lse, std::span<const index_t> positions, float* scratch) const {
     float* to = scratch;
-    for (const index_t p : positions) *to++ = static_cast<float>(sums[r * stride + p]);
-    const auto count = static_cast<index_t>(positions.size());
-    std::fill(to, scratch + simd::padded<Isa>(count), 0.0F);
-    for (index_t i = 0; i < count; i += Isa::width) Isa::store(scratch + i, of(r, Isa::load(scratch + i)));
-    return kernels::mass<Isa>(scratch, count, lse);
+    for (const index_t p : positions) *to++ = at(r, p);
+    return kernels::mass<Isa>(scratch, static_cast<index_t>(positions.size()), lse);
   }
+
+ private:
+  float bias(index_t r, index_t j) const { return biases[r * bias_stride + j / code_stretch]; }
+  float capped(float logit) const { return soft_cap > 0 ? soft_cap * std::tanh(logit / soft_cap) : logit; }
 };
 
 /// The module comment's sums for Rows query rows and whole blocks of positions; row r's weights start at weights + r *
@@ -157,8 +163,8 @@ template <class Isa>
 class CodeLogSumExp {
  public:
   void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end) {
-    const float largest = logits.largest(r, begin, end);
-    const float max = largest <= max_ ? max_ : largest;  // a NaN stays
+    const float bound = logits.bound(r, begin, end);
+    const float max = bound <= max_ ? max_ : bound;  // a NaN stays
     // A float's bits are about its logarithm: 2^23 (log2 x + 127), if a little is taken off, and back.
     constexpr float one = 127 * 8388608.0F - 366393.0F, per_nat = 8388608.0F * 1.44269504F;
     const auto factor = Isa::broadcast(per_nat), offset = Isa::broadcast(one - max * per_nat);
@@ -168,11 +174,12 @@ class CodeLogSumExp {
       sums = Isa::add(sums, Isa::from_bits(Isa::max(Isa::fma(logits.load(r, j), factor, offset), Isa::zero())));
     }
     float sum = Isa::reduce_add(sums);
-    for (; j < end; ++j) sum += std::exp(logits.of(r, logits.sums[r * logits.stride + j]) - max);
+    for (; j < end; ++j) sum += std::exp(logits.at(r, j) - max);
     sum_ = sum_ * std::exp(max_ - max) + sum;
     max_ = max;
   }
-  float value() const { return max_ + std::log(sum_); }
+  /// NaN where the bounds were so far above all logits that nothing was left of them.
+  float value() const { return sum_ > 0 ? max_ + std::log(sum_) : std::numeric_limits<float>::quiet_NaN(); }
 
  private:
   float max_ = std::numeric_limits<float>::lowest();
@@ -184,6 +191,7 @@ template <class Isa>
 void scan_codes(const std::uint8_t* codes, index_t positions, index_t coordinates, const std::int8_t* weights,
                 const CodeLogits<Isa>& logits, std::span<float> lse) {
   constexpr index_t stretch = 32 * code_block;
+  static_assert(stretch % code_stretch == 0 && code_stretch % code_block == 0);
   for_row_tiles<4>(static_cast<index_t>(lse.size()), [&](auto tile, index_t r) {
     CodeLogSumExp<Isa> sums[tile()];
     for (index_t begin = 0; begin < positions; begin += stretch) {

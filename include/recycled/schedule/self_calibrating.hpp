@@ -16,7 +16,7 @@ namespace recycled::inline RECYCLED_ABI {
 struct SelfCalibrating {
   /// Share of refreshes that may find a stale set, in (0, 1): less reads more, and loses less.
   float late = 0.3F;
-  float stale = 0.8F;    ///< a set that held less than this of what the new one holds had gone stale, in [0, 1]
+  float stale = 0.8F;  ///< a set that held less than this of what the new one holds had gone stale, in [0, 1]
   /// Steps from one full step to the next at most, at least 1; of other heads and layers up to a quarter fewer, so that
   /// calm ones do not all refresh at the same token.
   index_t longest = 64;

@@ -19,6 +19,8 @@ struct HeadStatistics {
   std::uint64_t bytes_read = 0;  ///< bytes of those rows, keys and values, and of the sketch where it was read
   std::uint64_t measured = 0;    ///< refreshes that found an old set to measure
   double retained_mass = 0;      ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass
+  std::uint64_t checked = 0;     ///< full steps that asked the sketch, too: what would it have chosen?
+  double sketched_mass = 0;  ///< sum over `checked` steps of the attention mass of that, relative to the true choice's
 
   /// Adds up two heads, layers or sequences.
   HeadStatistics& operator+=(const HeadStatistics& other) {
@@ -29,6 +31,8 @@ struct HeadStatistics {
     bytes_read += other.bytes_read;
     measured += other.measured;
     retained_mass += other.retained_mass;
+    checked += other.checked;
+    sketched_mass += other.sketched_mass;
     return *this;
   }
   friend bool operator==(const HeadStatistics&, const HeadStatistics&) = default;
