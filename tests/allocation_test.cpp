@@ -183,7 +183,6 @@ TEST(SteadyDecoding, OverPagesAllocatesAtTheFirstStepAlone) {
   for (index_t length = prompt + 1; length <= prompt + steps; ++length) rest += step(length);
   EXPECT_EQ(rest, 0);
 }
-/// Eigen's solver is not counted: it takes its memory from malloc, for as long as axes are being found.
 TEST(SteadyDecoding, AllocatesNothingForASketch) {
   constexpr index_t more = 3 * prompt;
   Decoder<half, SelfCalibrating> decoder({1, shape},

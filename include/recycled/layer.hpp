@@ -15,7 +15,8 @@ namespace recycled::inline RECYCLED_ABI {
 
 /// Decode attention of one layer that takes a full step when `Policy` says so, keeps the K positions that mattered for
 /// each KV head (`Keep` chooses them), and recycles them in between. The host's cache is read in place; what the layer
-/// owns is the recycle cache, kv_heads * (K + 1) packed rows, and a Scratch, which layers can share.
+/// owns is the recycle cache, kv_heads * (K + 1) packed rows, the sketch if it keeps one, and a Scratch, which layers
+/// can share.
 ///
 /// A value: copies share nothing, and a failed assignment changes nothing; one object serves one layer of one sequence.
 /// Different objects may be used from different threads at the same time unless they share a Scratch, one object from

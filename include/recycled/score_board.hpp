@@ -20,7 +20,7 @@ class ScoreBoard {
  public:
   /// Room for a step over `length` positions of a layer of this shape, which keeps up to `capacity` of them. At least
   /// doubles when it grows.
-  void reserve(const Shape& shape, index_t capacity, index_t length, bool sketched) {
+  void reserve(const Shape& shape, index_t capacity, index_t length, index_t axis_floats) {
     group_ = shape.group();
     capacity_ = capacity;
     room_ = length / 64 * 64 + 64;
@@ -28,7 +28,9 @@ class ScoreBoard {
     if (grow(marks_, shape.kv_heads * (room_ / 64))) std::fill(marks_.begin(), marks_.end(), std::uint64_t{0});
     grow(chosen_, detail::checked_product(shape.kv_heads, capacity, "recycle cache size"));
     grow(old_mass_, shape.query_heads);
-    if (sketched) grow(sums_, shape.query_heads * room_);
+    if (axis_floats == 0) return;
+    grow(sums_, shape.query_heads * room_);
+    grow(axes_, shape.kv_heads * axis_floats);
   }
 
   /// Where a step puts the logits of KV head `g`,
@@ -37,6 +39,8 @@ class ScoreBoard {
   /// and where a sketch puts its sums: rows of `stride()`, for whole blocks of codes.
   std::int16_t* sums(index_t g) noexcept { return sums_.data() + g * group_ * room_; }
   index_t stride() const noexcept { return room_; }
+  /// and where it finds its axes.
+  float* axes() noexcept { return axes_.data(); }
 
   /// The scores of one query are those of KV head g's logits; `visible` limits them.
   void score(index_t g, std::span<const float> lse, const Visible& visible) noexcept {
@@ -77,6 +81,10 @@ class ScoreBoard {
     if (source == Source::sketch) prefer_ends(ranked);
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
+    if (source == Source::sketch) {
+      chosen.back() = length - 1;  // whatever else ranks at infinity
+      ranks(g)[length - 1] = newcomer_rank;
+    }
     cache.rebuild(g, chosen, ranked, view, length - 1, marks_.data() + g * (room_ / 64));
   }
 
@@ -115,6 +123,7 @@ class ScoreBoard {
     prefer_ends(ranked);
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, length));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
+    chosen.back() = length - 1;
     float least = 1;
     for (index_t r = 0; r < group_; ++r) {
       const float share = logits(g).mass(r, true_lse.data()[r], chosen, ranks(g)) /
@@ -152,8 +161,10 @@ class ScoreBoard {
   }
   /// A sketched step attends to its choice alone: the new token is part of it, and the first positions, where attention
   /// rests, which lie so far from other keys that a sketch knows little of them.
-  static void prefer_ends(std::span<float> ranks) noexcept {
-    std::fill_n(ranks.begin(), std::min(static_cast<std::size_t>(first_positions), ranks.size()), newcomer_rank);
+  void prefer_ends(std::span<float> ranks) const noexcept {
+    for (float& rank : ranks.first(static_cast<std::size_t>(std::min(first_positions, capacity_ / 8)))) {
+      rank = rank >= newcomer_rank ? rank : newcomer_rank;
+    }
     ranks.back() = std::numeric_limits<float>::infinity();
   }
   static void hide(float* values, const Visible& visible) noexcept {
@@ -173,7 +184,8 @@ class ScoreBoard {
   index_t capacity_ = 0;
   index_t room_ = 0;
   Array<float> scores_;         // [kv_heads, group + 2, room]: logits, then log-weights and ranks
-  Array<std::int16_t> sums_;    // [query_heads, room]: a sketch's, with one alone
+  Array<std::int16_t> sums_;    // [query_heads, room]: a sketch's, for layers that keep one
+  Array<float> axes_;           // [kv_heads, KeySketch::axis_floats]: for them, too
   Array<std::uint64_t> marks_;  // [kv_heads, room / 64], zeros between choices
   Array<index_t> chosen_;       // [kv_heads, capacity]
   Array<float> old_mass_;       // [query_heads]

@@ -14,10 +14,10 @@ class LayerScratch;
 }  // namespace detail
 
 /// What a step, a prefill or the choice of a first set writes down on its way: packed queries, the pieces' sums, and
-/// query_heads + 2 kv_heads floats a position for scores (and
-/// half as many again for a sketch's). It grows when asked to and never shrinks. Layers that never
-/// run at the same time can share one (LayerAttention::share, Decoder::share), which then stays in the cache from layer
-/// to layer: a Decoder's layers do.
+/// query_heads + 2 kv_heads floats a position for scores (for
+/// a sketch's query_heads times two bytes more, and room to find its axes in). It grows when asked to and never
+/// shrinks. Layers that never run at the same time can share one (LayerAttention::share, Decoder::share), which then
+/// stays in the cache from layer to layer: a Decoder's layers do.
 class Scratch {
  public:
   Scratch() = default;
@@ -40,12 +40,12 @@ namespace detail {
 template <Scalar T, bool Recycles>
 class LayerScratch {
  public:
-  LayerScratch(const Shape& shape, index_t capacity, index_t max_length, bool sketched)
-      : shape_(shape), capacity_(capacity), max_length_(max_length), sketched_(sketched) {
+  LayerScratch(const Shape& shape, index_t capacity, index_t max_length, index_t axis_floats)
+      : shape_(shape), capacity_(capacity), max_length_(max_length), axis_floats_(axis_floats) {
     share(std::make_shared<Scratch>());
   }
   LayerScratch(const LayerScratch& other)
-      : LayerScratch(other.shape_, other.capacity_, other.max_length_, other.sketched_) {}
+      : LayerScratch(other.shape_, other.capacity_, other.max_length_, other.axis_floats_) {}
   LayerScratch(LayerScratch&&) noexcept = default;
   LayerScratch& operator=(const LayerScratch&) = delete;
   LayerScratch& operator=(LayerScratch&&) noexcept = default;
@@ -67,13 +67,13 @@ class LayerScratch {
     scratch.workspace_.template reserve<T>(shape_.query_heads, shape_.head_dim,
                                            shape_.kv_heads * kernels::most_pieces(shape_.kv_heads), shape_.group(),
                                            shape_.value_dim, pages.table == nullptr ? 0 : kernels::block);
-    if constexpr (Recycles) scratch.scores_.reserve(shape_, capacity_, length, sketched_);
+    if constexpr (Recycles) scratch.scores_.reserve(shape_, capacity_, length, axis_floats_);
   }
 
   Shape shape_;
   index_t capacity_ = 0;
   index_t max_length_ = 0;
-  bool sketched_ = false;
+  index_t axis_floats_ = 0;  // KeySketch::axis_floats, or 0 without a sketch
   std::shared_ptr<Scratch> scratch_;
 };
 

@@ -40,7 +40,8 @@ class TokenAttention {
         capacity_(options.capacity),
         full_every_(options.sketch.full_every),
         selections_(static_cast<std::size_t>(shape.kv_heads), selection),
-        scratch_(shape, options.capacity, options.max_length, keeps_sketch(options)),
+        scratch_(shape, options.capacity, options.max_length,
+                 keeps_sketch(options) ? KeySketch<T>::axis_floats(shape) : 0),
         heads_(shape.kv_heads, Head{}),
         work_(shape.kv_heads),
         lse_(shape.query_heads) {
@@ -166,6 +167,7 @@ class TokenAttention {
     ~Attempt() {
       if (succeeded) return;
       self.cache_.clear();
+      if (self.sketch_) self.sketch_->clear();  // it may hold codes of what never became part of the sequence
       for (Head& head : self.heads_) head.must_refresh = true;
       self.truncate_selections(0);
     }
@@ -237,7 +239,7 @@ class TokenAttention {
 
   template <class E>
   void renew_sketch(const KvView<T>& kv, E& executor) {
-    if (kv.length > capacity_) sketch_->renew(kv, executor);
+    if (kv.length > capacity_) sketch_->renew(kv, scores().axes(), executor);
   }
 
   /// Chooses a new set by the sketch's logits, and measures the old one by them.
@@ -248,6 +250,10 @@ class TokenAttention {
     sketch_->catch_up(g, kv);
     const auto logits = sketch_->scan(g, workspace().queries(g * group, group), kv.length, options_.soft_cap,
                                       scores().sums(g), scores().stride(), lse);
+    if (!is_sound(g)) {  // a query that is no number takes the safe way
+      head.kind = StepKind::full;
+      return;
+    }
     scores().score(g, logits, lse, kv.length);
     replace_set(g, kv, logits, ScoreBoard::Source::sketch);
     ++head.sketched;
@@ -266,7 +272,7 @@ class TokenAttention {
   }
 
   /// How good is the sketch? At a full step the truth is there to compare with: of the attention mass on the positions
-  /// that were chosen, how much would the sketch's have held, in the worst query row?
+  /// that were chosen, how much would those of the largest sketched logits have held, in the worst query row?
   void check_sketch(index_t g, const KvView<T>& kv) noexcept {
     Head& head = heads_[g];
     head.checked = sketch_ && sketch_->built(g) && kv.length > capacity_ && !head.must_refresh;
@@ -277,6 +283,7 @@ class TokenAttention {
     const auto logits = sketch_->scan(g, workspace().queries(g * group, group), kv.length, options_.soft_cap,
                                       scores().sums(g), scores().stride(), lse);
     head.sketched_mass = scores().agreement(g, logits, lse, lse_of(g), kv.length, cache_);
+    head.bytes_read += static_cast<std::uint64_t>(sketch_->bytes(kv.length));
   }
 
   /// After a head's pieces: its output, then a new set, or the one entry that leaves.

@@ -34,7 +34,7 @@ int main() {
                           .values = random_rows(Sequence::kv_heads * Sequence::head_dim, random)};
 
   const std::vector<float> expected = parts[0].decode(sequence);
-  bool agree = true;
+  bool agree = !expected.empty();
   for (const Part& part : parts) {
     const std::vector<float> out = part.decode(sequence);
     float worst = 0;

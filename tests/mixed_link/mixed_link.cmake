@@ -45,4 +45,4 @@ add_test(NAME mixed_link COMMAND mixed_link)
 
 list(JOIN objects "|" objects)
 add_test(NAME mixed_link/symbols COMMAND ${CMAKE_COMMAND}
-  -D nm=${CMAKE_NM} -D "objects=${objects}" -P ${CMAKE_CURRENT_SOURCE_DIR}/mixed_link/shared_symbols.cmake)
+  -D optimised=$<CONFIG:Release> -D nm=${CMAKE_NM} -D "objects=${objects}" -P ${CMAKE_CURRENT_SOURCE_DIR}/mixed_link/shared_symbols.cmake)

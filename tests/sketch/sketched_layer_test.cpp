@@ -45,7 +45,7 @@ class SketchedStep : public testing::Test {};
 using Types = testing::Types<float, half, bfloat16>;
 TYPED_TEST_SUITE(SketchedStep, Types);
 
-/// What a sketch of its own, of the same keys and queries, ranks highest: the new token, the first four, and then the
+/// What a sketch of its own, of the same keys and queries, ranks highest: the new token, the first ones, and then the
 /// largest weights of the group, those of the softmax of the sketch's logits.
 template <class T>
 reference::Positions chosen_by(KeySketch<T>& sketch, index_t g, const std::vector<float>& query, const KvView<T>& kv,
@@ -70,7 +70,7 @@ reference::Positions chosen_by(KeySketch<T>& sketch, index_t g, const std::vecto
     for (index_t j = 0; j < kv.length; ++j) sum += std::exp(logit(j));
     for (index_t j = 0; j < kv.length; ++j) score[at(j)] = std::max(score[at(j)], logit(j) - std::log(sum));
   }
-  for (index_t j = 0; j < 4; ++j) score[at(j)] = reference::infinity;
+  for (index_t j = 0; j < capacity / 8; ++j) score[at(j)] = reference::infinity;
   score.back() = reference::infinity;
   reference::Positions order;
   for (index_t j = 0; j < kv.length; ++j) order.push_back(j);
@@ -98,7 +98,9 @@ TYPED_TEST(SketchedStep, AttendsToWhatTheSketchChooses) {
       if (step == 1) {
         KvView<TypeParam> all = decoder.view(0);
         Serial serial;
-        sketch.renew(all, serial);
+        Array<float> memory(2 * KeySketch<TypeParam>::axis_floats(detail::checked<TypeParam>(shape)));
+        sketch.reserve(all.length);
+        sketch.renew(all, memory.data(), serial);
       }
       const Token token = tokens.next();
       fed.add(token);
@@ -201,7 +203,8 @@ TEST(SketchedLayer, AQueryThatIsNoNumberMakesTheNextStepFull) {
   Token odd = tokens.next();
   odd.query[7] = std::nanf("");  // KV head 0
   reference::decode(decoder, {odd});
-  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::sketched);
+  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full) << "the safe way, and no choice";
+  EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::sketched);
   const Bits next = reference::decode(decoder, tokens.next(1));
   EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full);
   EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::recycled);

@@ -88,27 +88,32 @@ struct CodeLogits {
   float at(index_t r, index_t j) const {
     return capped(static_cast<float>(sums[r * stride + j]) * scales[r] + bias(r, j));
   }
-  /// At least the largest of positions [begin, end): the largest sum (no scale is negative) with the largest bias.
-  float bound(index_t r, index_t begin, index_t end) const {
+  /// The largest of positions [begin, end), where a stretch begins: no scale is negative, so that of a stretch is that
+  /// of its largest sum.
+  float largest(index_t r, index_t begin, index_t end) const {
     const std::int16_t* const row = sums + r * stride;
-    std::int16_t lanes[Isa::code_lanes];
-    std::fill_n(lanes, Isa::code_lanes, row[begin]);
-    auto largest = Isa::load_sums16(lanes);
-    index_t j = begin;
-    for (; j + Isa::code_lanes <= end; j += Isa::code_lanes) largest = Isa::max(largest, Isa::load_sums16(row + j));
-    Isa::store(lanes, largest);
-    std::int16_t sum = *std::max_element(lanes, lanes + Isa::code_lanes);
-    for (; j < end; ++j) sum = std::max(sum, row[j]);
-    const float* const first = biases + r * bias_stride + begin / code_stretch;
-    return capped(static_cast<float>(sum) * scales[r] +
-                  *std::max_element(first, first + (end - begin + code_stretch - 1) / code_stretch));
+    auto top = Isa::broadcast(std::numeric_limits<float>::lowest());
+    for (index_t j = begin; j < end; j += code_stretch) {
+      const index_t last = std::min(j + code_stretch, end), whole = j + (last - j) / Isa::code_lanes * Isa::code_lanes;
+      std::int16_t lanes[Isa::code_lanes];
+      std::fill_n(lanes, Isa::code_lanes, row[j]);
+      auto most = Isa::load_sums16(lanes);
+      for (index_t i = j; i < whole; i += Isa::code_lanes) most = Isa::max(most, Isa::load_sums16(row + i));
+      Isa::store(lanes, most);
+      for (index_t i = whole; i < last; ++i) lanes[i - whole] = std::max(lanes[i - whole], row[i]);
+      for (int i = 0; i < Isa::code_lanes; i += Isa::width) {
+        // What is no number comes first: then it stays.
+        top = Isa::max(top, Isa::fma(Isa::load_sums(lanes + i), Isa::broadcast(scales[r]), Isa::broadcast(bias(r, j))));
+      }
+    }
+    return capped(Isa::reduce_max(top));
   }
 
   /// The largest log-weight of the group, as group_log_weights has it, for whole vectors of positions.
   void log_weights(std::span<const float> lse, index_t length, float* weights) const {
     for (index_t j = 0; j < length; j += Isa::width) {
-      auto largest = Isa::sub(load(0, j), Isa::broadcast(lse[0]));
-      for (index_t r = 1; r < static_cast<index_t>(lse.size()); ++r) {
+      auto largest = Isa::broadcast(-std::numeric_limits<float>::infinity());
+      for (index_t r = 0; r < static_cast<index_t>(lse.size()); ++r) {
         largest = Isa::max(Isa::sub(load(r, j), Isa::broadcast(lse.data()[r])), largest);
       }
       Isa::store(weights + j, largest);
@@ -163,8 +168,8 @@ template <class Isa>
 class CodeLogSumExp {
  public:
   void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end) {
-    const float bound = logits.bound(r, begin, end);
-    const float max = bound <= max_ ? max_ : bound;  // a NaN stays
+    const float largest = logits.largest(r, begin, end);
+    const float max = largest <= max_ ? max_ : largest;  // a NaN stays
     // A float's bits are about its logarithm: 2^23 (log2 x + 127), if a little is taken off, and back.
     constexpr float one = 127 * 8388608.0F - 366393.0F, per_nat = 8388608.0F * 1.44269504F;
     const auto factor = Isa::broadcast(per_nat), offset = Isa::broadcast(one - max * per_nat);
@@ -178,8 +183,8 @@ class CodeLogSumExp {
     sum_ = sum_ * std::exp(max_ - max) + sum;
     max_ = max;
   }
-  /// NaN where the bounds were so far above all logits that nothing was left of them.
-  float value() const { return sum_ > 0 ? max_ + std::log(sum_) : std::numeric_limits<float>::quiet_NaN(); }
+  /// NaN if a logit is none.
+  float value() const { return max_ + std::log(sum_); }
 
  private:
   float max_ = std::numeric_limits<float>::lowest();

@@ -6,8 +6,8 @@
 // float, and with the codes.
 #pragma once
 
-#include <atomic>
-#include <new>
+#include <algorithm>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -37,6 +37,7 @@ class KeySketch {
         scratch_(shape.kv_heads * scratch_floats()),
         weights_(shape.kv_heads * shape.group() * kernels::code_weight_bytes(coordinates)),
         scales_(shape.query_heads),
+        centres_(shape.query_heads),
         seen_queries_(seen_tokens * shape.query_size()),
         heads_(static_cast<std::size_t>(shape.kv_heads)) {}
 
@@ -47,7 +48,7 @@ class KeySketch {
     const Head& h = head(g);
     const index_t turn = (layer_ * shape_.kv_heads + g) % turns;
     return length >= h.built_length + h.built_length / 2 - h.built_length / 4 * turn / turns ||
-           (h.built_queries < seen_tokens && seen_ >= seen_tokens);
+           (h.built_queries < seen_tokens && seen_ >= seen_tokens + turn);
   }
   /// Of one head's image of `positions` positions.
   index_t bytes(index_t positions) const noexcept {
@@ -69,35 +70,26 @@ class KeySketch {
     if (seen_ < seen_tokens || length % noted_apart == 0) see(query);
   }
 
+  /// Floats that a head needs while its axes are being found.
+  static index_t axis_floats(const Shape& shape) {
+    return detail::AxisScratch::floats(shape.head_dim, simd::padded<Isa>(shape.head_dim));
+  }
   /// Finds axes anew for those heads that have aged, from the positions of `kv` and the queries seen, and codes all
-  /// positions. If memory runs out, a head has no image.
+  /// positions. `axis_memory`: axis_floats for each KV head.
   template <class E>
-  void renew(const KvView<T>& kv, E& executor) {
+  void renew(const KvView<T>& kv, float* axis_memory, E& executor) {
     bool any = false;
     for (index_t g = 0; g < shape_.kv_heads; ++g) any = any || aged(g, kv.length);
     if (!any) return;
-    reserve(kv.length);
-    std::atomic<bool> no_memory{false};  // pieces must not throw
     executor(shape_.kv_heads, [&](index_t g) {
       if (!aged(g, kv.length)) return;
-      head(g).length = head(g).built_length = 0;
-#if defined(RECYCLED_HAS_EXCEPTIONS)
-      try {
-        look_for_axes(g, kv);
-      } catch (const std::bad_alloc&) {
-        no_memory = true;
-        return;
-      }
-#else
-      look_for_axes(g, kv);
-#endif
+      Head& h = head(g);
+      look_for_axes(g, kv, {axis_memory + g * axis_floats(shape_), shape_.head_dim, row_stride_});
+      h.length = 0;
       catch_up(g, kv);
-      head(g).built_length = kv.length;
-      head(g).built_queries = seen_;
+      h.built_length = kv.length;
+      h.built_queries = seen_;
     });
-#if defined(RECYCLED_HAS_EXCEPTIONS)
-    if (no_memory) throw std::bad_alloc();
-#endif
   }
   /// Room for an image of `length` positions.
   void reserve(index_t length) {
@@ -124,9 +116,12 @@ class KeySketch {
       h.length = end;
     }
   }
-  /// Positions from `length` on are gone.
+  /// Positions from `length` on are gone. If they were most of what axes were found from, so are these.
   void truncate(index_t length) noexcept {
-    for (Head& h : heads_) h.length = std::min(h.length, length);
+    for (Head& h : heads_) {
+      h.length = std::min(h.length, length);
+      if (length < h.built_length / 2) h.built_length = 0;
+    }
   }
   void clear() noexcept {
     for (Head& h : heads_) h.length = h.built_length = h.built_queries = 0;
@@ -142,12 +137,17 @@ class KeySketch {
     const index_t weight_bytes = kernels::code_weight_bytes(coordinates_), count = stretches(length);
     std::int8_t* const weights = weights_.data() + g * shape_.group() * weight_bytes;
     float* const scales = scales_.data() + g * shape_.group();
+    float* const centres = centres_.data() + g * shape_.group();
     for_products(g, axes, coordinates_, queries, [&](index_t r, index_t /*first*/, const float* products, index_t) {
-      scales[r] = kernels::round_weights(products, coordinates_, weights + r * weight_bytes);
+      std::int8_t* const row = weights + r * weight_bytes;
+      scales[r] = kernels::round_weights(products, coordinates_, row);
+      // A code of 7.5 stands for 0. Each weight is there twice.
+      centres[r] = 7.5F * scales[r] * static_cast<float>(std::accumulate(row, row + weight_bytes, 0) / 2);
     });
     const kernels::Rows<float> means{h.means.data(), row_stride_, shape_.head_dim};
     for_products(g, means, count, queries, [&](index_t r, index_t first, const float* products, index_t n) {
-      std::copy_n(products, n, h.biases.data() + r * count + first);
+      std::transform(products, products + n, h.biases.data() + r * count + first,
+                     [&](float product) { return product - centres[r]; });
     });
     const kernels::CodeLogits<Isa> logits{sums, stride, scales, h.biases.data(), count, soft_cap};
     kernels::scan_codes<Isa>(h.codes.data(), length, coordinates_, weights, logits, lse);
@@ -156,7 +156,7 @@ class KeySketch {
 
  private:
   using Isa = simd::native;
-  static constexpr index_t most_samples = 4096;
+  static constexpr index_t most_samples = 2048;
   static constexpr index_t seen_tokens = 64;
   static constexpr index_t noted_apart = 8;  // steps: the queries seen then reach 512 tokens back
   static constexpr index_t turns = 32;
@@ -196,61 +196,75 @@ class KeySketch {
       const index_t n = std::min(kernels::block, count - first);
       kernels::for_row_tiles<4>(queries.rows, [&](auto tile, index_t r) {
         const kernels::Queries some{queries.first + r * queries.stride, queries.stride, tile()};
-        kernels::score_block<Isa>(rows.from(first), rows.from(first), n, some, nullptr, products);
+        kernels::score_block<Isa>(rows.from(first), rows.from(first), n, some, products, products);
         for (index_t i = 0; i < tile(); ++i) f(r + i, first, products + i * kernels::logit_stride, n);
       });
     }
   }
 
-  /// The mean of the keys [begin, end), of those that are numbers.
+  /// The mean of every `apart`-th key of [begin, end), of those that are numbers.
   void mean_of(index_t g, const KvView<T>& kv, index_t begin, index_t end, index_t apart, float* to) noexcept {
-    Eigen::Map<Eigen::VectorXf> row(row_of(g), shape_.head_dim), mean(to, shape_.head_dim);
-    index_t count = 0;
-    mean.setZero();
+    float* const row = row_of(g);
+    float count = 0;
+    std::fill_n(to, row_stride_, 0.0F);
     for (index_t j = begin; j < end; j += apart) {
-      decode(kv.key(j, g), shape_.head_dim, row.data());
-      if (!row.allFinite()) continue;
-      mean += row;
-      ++count;
+      read_key(g, kv, j, row);
+      if (!detail::all_finite<Isa>(row, row_stride_)) continue;
+      const float share = 1 / ++count;
+      for (index_t d = 0; d < shape_.head_dim; ++d) to[d] += (row[d] - to[d]) * share;
     }
-    if (count > 0) mean /= static_cast<float>(count);
   }
   void note_mean(index_t g, const KvView<T>& kv, index_t stretch) noexcept {
     const index_t end = stretch * kernels::code_stretch;
-    mean_of(g, kv, end - kernels::code_stretch, end, 1, head(g).means.data() + stretch * row_stride_);
+    mean_of(g, kv, end - kernels::code_stretch, end, 1, mean(g, stretch));
+  }
+  float* mean(index_t g, index_t stretch) noexcept { return head(g).means.data() + stretch * row_stride_; }
+  void read_key(index_t g, const KvView<T>& kv, index_t position, float* row) const noexcept {
+    decode(kv.key(position, g), shape_.head_dim, row);
+    std::fill(row + shape_.head_dim, row + row_stride_, 0.0F);
   }
 
-  void look_for_axes(index_t g, const KvView<T>& kv) {
-    Head& h = head(g);
+  void look_for_axes(index_t g, const KvView<T>& kv, const detail::AxisScratch& s) noexcept {
     const index_t apart = (kv.length + most_samples - 1) / most_samples, dim = shape_.head_dim;
-    mean_of(g, kv, 0, kv.length, apart, h.means.data());  // before the first stretch there is none
-    for (index_t s = 1; s < stretches(kv.length); ++s) note_mean(g, kv, s);
-    Eigen::MatrixXf differences(dim, (kv.length + apart - 1) / apart);
-    index_t samples = 0;
-    for (index_t j = 0; j < kv.length; j += apart) {
-      auto difference = differences.col(samples);
-      decode(kv.key(j, g), dim, difference.data());
-      difference -= Eigen::Map<const Eigen::VectorXf>(h.means.data() + j / kernels::code_stretch * row_stride_, dim);
-      if (difference.allFinite()) ++samples;  // what is no number says nothing of the others
-    }
-    Eigen::MatrixXf moments = Eigen::MatrixXf::Zero(dim, dim);
-    moments.selfadjointView<Eigen::Lower>().rankUpdate(differences.leftCols(samples),
-                                                       1.0F / static_cast<float>(std::max(samples, index_t{1})));
-    const Eigen::Map<const Eigen::MatrixXf> queries(seen_of(g), dim, std::min(seen_, seen_tokens) * shape_.group());
-    detail::find_axes(
-        moments.selfadjointView<Eigen::Lower>(), detail::query_moments(queries), coordinates_,
-        {key_axes_.data() + g * coordinates_ * row_stride_, query_axes_.data() + g * coordinates_ * row_stride_,
-         inverses_.data() + g * coordinates_, row_stride_});
+    mean_of(g, kv, 0, kv.length, apart, mean(g, 0));  // before the first stretch there is none
+    for (index_t i = 1; i < stretches(kv.length); ++i) note_mean(g, kv, i);
+    const auto moments = [&](const detail::Matrix& to, index_t count, const auto& read) {
+      std::fill_n(to.first, dim * row_stride_, 0.0F);
+      index_t waiting = 0, taken = 0;
+      for (index_t i = 0; i < count; ++i) {
+        read(i, s.samples[waiting]);
+        if (detail::all_finite<Isa>(s.samples[waiting], row_stride_)) ++waiting;  // what is no number says nothing
+        if (waiting < detail::AxisScratch::rows && i + 1 < count) continue;
+        detail::add_moments<Isa>(s.samples, waiting, to, dim);
+        taken += waiting;
+        waiting = 0;
+      }
+      return taken;
+    };
+    const index_t keys = moments(s.keys, (kv.length + apart - 1) / apart, [&](index_t i, float* row) {
+      read_key(g, kv, i * apart, row);
+      const float* const near = mean(g, i * apart / kernels::code_stretch);
+      for (index_t d = 0; d < dim; ++d) row[d] -= near[d];
+    });
+    for (index_t i = 0; i < dim * row_stride_; ++i) s.keys.first[i] /= static_cast<float>(std::max(keys, index_t{1}));
+    const index_t queries =
+        moments(s.queries, std::min(seen_, seen_tokens) * shape_.group(), [&](index_t i, float* row) {
+          std::copy_n(seen_of(g) + i * dim, dim, row);
+          std::fill(row + dim, row + row_stride_, 0.0F);
+        });
+    detail::temper(s.queries, dim, queries);
+    const index_t first = g * coordinates_ * row_stride_;
+    detail::find_axes<Isa>(s, dim, coordinates_,
+                           {key_axes_.data() + first, query_axes_.data() + first, inverses_.data() + g * coordinates_});
   }
 
   /// Codes of positions [length, end) of one stretch.
   void encode(index_t g, const KvView<T>& kv, index_t stretch, index_t end) noexcept {
     const kernels::Queries axes{key_axes_.data() + g * coordinates_ * row_stride_, row_stride_, coordinates_};
     float* const coordinates = scratch(g);
-    const Eigen::Map<const Eigen::VectorXf> mean(head(g).means.data() + stretch * row_stride_, shape_.head_dim);
     for (index_t c = 0; c < coordinates_; ++c) {
-      const Eigen::Map<const Eigen::VectorXf> axis(axes.first + c * row_stride_, shape_.head_dim);
-      middles_of(g)[c] = 7.5F - mean.dot(axis) * inverses_[g * coordinates_ + c];
+      const float to_mean = detail::dot<Isa>(mean(g, stretch), axes.first + c * row_stride_, row_stride_);
+      middles_of(g)[c] = 7.5F - to_mean * inverses_[g * coordinates_ + c];
     }
     for (index_t begin = head(g).length; begin < end;) {
       const Range run = kv.pages.run({begin, std::min(begin + kernels::block, end)});
@@ -289,7 +303,8 @@ class KeySketch {
   Array<float> inverses_;       // [kv_heads, coordinates]
   Array<float> scratch_;        // [kv_heads, scratch_floats]
   Array<std::int8_t> weights_;  // [query_heads, code_weight_bytes]
-  Array<float> scales_;         // [query_heads]
+  Array<float> scales_;         // [query_heads]: a logit to a sum,
+  Array<float> centres_;        // and what a sum is too much of logit
   Array<float> seen_queries_;   // [kv_heads, seen_tokens, group, head_dim], the newest over the oldest
   std::vector<Head> heads_;
   index_t seen_ = 0;  // tokens whose queries were seen

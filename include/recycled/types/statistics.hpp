@@ -16,10 +16,11 @@ struct HeadStatistics {
   std::uint64_t sketched_steps = 0;
   /// KV rows attended to: all visible ones at a full step, those held and the new one otherwise.
   std::uint64_t rows_read = 0;
-  std::uint64_t bytes_read = 0;  ///< bytes of those rows, keys and values, and of the sketch where it was read
-  std::uint64_t measured = 0;    ///< refreshes that found an old set to measure
-  double retained_mass = 0;      ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass
-  std::uint64_t checked = 0;     ///< full steps that asked the sketch, too: what would it have chosen?
+  /// Bytes of those rows, keys and values, and of the sketch where it was read; not of the keys that it is made from.
+  std::uint64_t bytes_read = 0;
+  std::uint64_t measured = 0;  ///< refreshes that found an old set to measure
+  double retained_mass = 0;    ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass
+  std::uint64_t checked = 0;   ///< full steps that asked the sketch, too: what would it have chosen?
   double sketched_mass = 0;  ///< sum over `checked` steps of the attention mass of that, relative to the true choice's
 
   /// Adds up two heads, layers or sequences.
