@@ -62,7 +62,13 @@ class ModelOf final : public Model {
   std::vector<Layer> layers_;
 };
 
-void measure(const Case& c, index_t layers, const std::vector<Setting>& settings, index_t tokens) {
+/// Milliseconds of a token.
+struct Line {
+  std::string name;
+  double mean = 0, median = 0, p99 = 0;
+};
+
+std::vector<Line> measure(const Case& c, index_t layers, const std::vector<Setting>& settings, index_t tokens) {
   recycled::ThreadPool pool(c.threads);
   const Memories<recycled::half> memories(c, layers);
   const TurningQuery query(c.shape);
@@ -89,26 +95,39 @@ void measure(const Case& c, index_t layers, const std::vector<Setting>& settings
               static_cast<long>(c.shape.group()), static_cast<long>(c.length), static_cast<long>(c.capacity), c.threads,
               static_cast<long>(tokens));
   std::printf("%-34s %10s %10s %10s %10s\n", "", "mean ms", "median", "p99", "p99/mean");
+  std::vector<Line> lines;
   for (std::size_t m = 0; m < models.size(); ++m) {
     auto& all = times[m];
-    const double mean = std::accumulate(all.begin(), all.end(), 0.0) / static_cast<double>(all.size());
     std::sort(all.begin(), all.end());
-    const double p99 = all[all.size() * 99 / 100];
-    std::printf("%-34s %10.2f %10.2f %10.2f %10.2f\n", settings[m].name, mean, median(all), p99, p99 / mean);
+    const double mean = std::accumulate(all.begin(), all.end(), 0.0) / static_cast<double>(all.size());
+    lines.push_back({settings[m].name, mean, median(all), all[all.size() * 99 / 100]});
+    std::printf("%-34s %10.2f %10.2f %10.2f %10.2f\n", settings[m].name, mean, lines.back().median, lines.back().p99,
+                lines.back().p99 / mean);
   }
+  return lines;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  command_line(argc, argv);
+  const Options options = command_line(argc, argv);
   const recycled::FixedStride stride{10};
   const recycled::QuerySimilarity similarity{5, 0.85F};
-  measure({{32, 8, 128, 128}, 8192, 1024, 2}, 32,
-          {{"full", recycled::AlwaysFull{}},
-           {"FixedStride{10}, together", stride, false},
-           {"FixedStride{10}, turns", stride, true},
-           {"QuerySimilarity{5, .85}, together", similarity, false},
-           {"QuerySimilarity{5, .85}, turns", similarity, true}},
-          400);
+  const std::vector<Line> lines = measure({{32, 8, 128, 128}, 8192, 1024, 2}, 32,
+                                          {{"full", recycled::AlwaysFull{}},
+                                           {"FixedStride{10}, together", stride, false},
+                                           {"FixedStride{10}, turns", stride, true},
+                                           {"QuerySimilarity{5, .85}, together", similarity, false},
+                                           {"QuerySimilarity{5, .85}, turns", similarity, true}},
+                                          400);
+  if (options.json.empty()) return 0;
+  std::ofstream json(options.json);
+  const char* separator = "[\n";
+  for (const Line& line : lines) {
+    json << separator << R"( {"name": ")" << line.name << R"(", "mean_ms": )" << line.mean << R"(, "median_ms": )"
+         << line.median << R"(, "p99_ms": )" << line.p99 << R"(, "isa": ")" << Isa::name << R"(", "cpu": ")"
+         << cpu_name() << "\"}";
+    separator = ",\n";
+  }
+  json << "\n]\n";
 }

@@ -10,9 +10,10 @@
 namespace recycled::inline RECYCLED_ABI {
 
 /// A layer that keeps a sketch of its keys refreshes by it: of every key a few coordinates of four bits each, which say
-/// well enough which positions matter. A refresh reads them and K rows then, not all rows. Axes are found from the
-/// prompt's keys and last queries (LayerAttention::observe takes up to 64 tokens' gladly), and again when the context
-/// has doubled. (Not the paper's.) Layers with a sliding window keep none: the window bounds what a full step reads.
+/// well enough which positions matter. A refresh reads them and K rows then, not all rows. What the coordinates are is
+/// found out from the keys and the last queries (LayerAttention::observe takes up to 64 tokens' gladly), and again
+/// whenever the context has grown by a quarter to a half. (Not the paper's.) Layers with a
+/// sliding window keep none: the window bounds what a full step reads.
 struct SketchOptions {
   index_t coordinates = 0;  ///< of each key: 0 for no sketch, else a multiple of 4 up to 64; 32 do for most models
   index_t full_every = 64;  ///< of so many refreshes of a KV head one is a full step all the same, at least 1
