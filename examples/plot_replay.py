@@ -69,7 +69,8 @@ def draw(policies, path):
     time.set(xlabel=f"decode step (dots: each step; lines: mean of {WINDOW})", ylabel="time a token (µs)",
              title="Time a token: recycled steps, and now and then a full one", xlim=(0, full["step"][-1]),
              ylim=(0, 1.1 * slow))
-    time.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=min(len(policies) + 1, 4), frameon=False)
+    columns = 4 if max(map(len, policies)) < 25 else 3  # so that long names fit
+    time.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=min(len(policies) + 1, columns), frameon=False)
     figure.savefig(path, dpi=130)
 
 
