@@ -28,9 +28,50 @@ fetch_llama_cpp() {
   mv "$llama_cpp_source.part" "$llama_cpp_source"
 }
 
+# amx_is_broken ARCH: does the compiler lose what a function writes into a tile configuration of its own? GCC before 12.4
+# and 13.3 does (its bug 114098), and what ggml makes of AMX then crashes.
+amx_is_broken() {
+  local probe result=1
+  probe=$(mktemp) || return
+  if "${CC:-cc}" -O3 "-march=$1" -x c -o "$probe" - <<'PROBE' 2>/dev/null; then
+#ifdef __AMX_TILE__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+struct tiles { unsigned char palette, start, reserved[14]; unsigned short bytes[16]; unsigned char rows[16]; };
+__attribute__((noinline)) static void configure(int rows) {
+  struct tiles t = {.palette = 1};
+  for (int i = 0; i < 8; ++i) { t.bytes[i] = 64; t.rows[i] = rows; }
+  _tile_loadconfig(&t);
+}
+int main(int argc, char** argv) {
+  (void)argv;
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 0;  // not allowed to, and ggml will find out, too
+  configure(15 + argc);
+  struct tiles back;
+  _tile_storeconfig(&back);
+  return back.rows[7] != 16;
+}
+#else
+int main(void) { return 0; }
+#endif
+PROBE
+    bash -c '"$0"; exit $?' "$probe" >/dev/null 2>&1 || result=0
+  fi
+  rm -f "$probe"
+  return $result
+}
+
 # ggml_options ARCH: sets options for a build of ggml for ARCH, or for this machine where that is native.
 ggml_options() {
+  local flags=
+  [ "$1" = native ] || flags=-march=$1
+  if amx_is_broken "$1"; then
+    flags+=" -U__AMX_INT8__"
+    say "This compiler can't use AMX; llama.cpp is built without"
+  fi
   options=()
-  [ "$1" = native ] || options=(-DGGML_NATIVE=OFF "-DCMAKE_C_FLAGS=-march=$1" "-DCMAKE_CXX_FLAGS=-march=$1"
-    -DGGML_{SSE42,AVX,AVX2,BMI2,FMA,F16C}"=OFF")  # what it would add of its own accord
+  [ -z "$flags" ] || options=("-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags")
+  # what it would add of its own accord
+  [ "$1" = native ] || options+=(-DGGML_NATIVE=OFF -DGGML_{SSE42,AVX,AVX2,BMI2,FMA,F16C}"=OFF")
 }
