@@ -78,6 +78,23 @@ class Decoder {
          [&](Layer& attention, const KvView<T>& kv) { attention.step(query, kv, out, executor, compared); });
   }
 
+  /// What the next step of a layer reads, see LayerAttention::choose_positions: positions [kv_heads, n].
+  template <Executor E = Serial>
+  void choose_positions(index_t layer, std::span<const index_t> positions, E&& executor = {})
+    requires(detail::recycles<Policy>)
+  {
+    Both& both = layers_[checked(layer)];
+    both.attention.choose_positions(positions, both.cache.view(), executor);
+  }
+  /// The same by scores [kv_heads, the layer's positions so far].
+  template <Executor E = Serial>
+  void choose_by_scores(index_t layer, std::span<const float> scores, E&& executor = {})
+    requires(detail::recycles<Policy>)
+  {
+    Both& both = layers_[checked(layer)];
+    both.attention.choose_by_scores(scores, both.cache.view(), executor);
+  }
+
   /// Works in `scratch` from now on, as other decoders may that are never used at the same time as this one. Without
   /// this call its layers share one among themselves, and so do those of a copy.
   void share(const std::shared_ptr<Scratch>& scratch) {

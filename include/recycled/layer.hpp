@@ -7,6 +7,7 @@
 #include "recycled/executor/serial.hpp"
 #include "recycled/kernels/prefill.hpp"
 #include "recycled/schedule/fixed_stride.hpp"
+#include "recycled/schedule/pace.hpp"
 #include "recycled/selection/top_k.hpp"
 #include "recycled/token_attention.hpp"
 #include "recycled/types/statistics.hpp"
@@ -31,20 +32,11 @@ class LayerAttention {
                  const Keep& selection = {})
       : shape_(detail::checked<T>(shape)),
         options_(detail::checked<recycles>(options, shape_)),
-        initial_schedule_(schedule),
         initial_selection_(selection),
-        schedule_(schedule),
+        pace_(schedule, shape_, options.layer),
         attention_(shape_, options_, selection),
-        prompt_(detail::observation_window(selection), shape_.query_size()),
-        kinds_(shape_.kv_heads, StepKind::full),
-        ages_(shape_.kv_heads, 0),
-        full_queries_(shape_.query_size(), 0.0F) {
-    detail::validate(schedule);
+        prompt_(detail::observation_window(selection), shape_.query_size()) {
     detail::validate(selection);
-    if constexpr (requires { initial_schedule_.reserve(shape_.kv_heads); }) {
-      initial_schedule_.reserve(shape_.kv_heads);
-      schedule_ = initial_schedule_;
-    }
     statistics_.heads.resize(static_cast<std::size_t>(shape_.kv_heads));
   }
   /// A copy works in a Scratch of its own.
@@ -70,11 +62,12 @@ class LayerAttention {
     const std::span<const float> queries = compared.empty() ? query : compared;
     prepare(kv, executor);
     attention_.reserve(kv);
-    decide(queries, kv.length);
+    const bool chosen = attention_.takes_choice(kv.length);
+    decide(queries, kv.length, chosen);
     attention_.run(query.data(), kv, out.data(), executor);
-    ++step_;
+    pace_.stepped();
     length_ = kv.length;
-    for (index_t g = 0; g < shape_.kv_heads; ++g) account(g, queries);
+    for (index_t g = 0; g < shape_.kv_heads; ++g) account(g, queries, chosen);
   }
 
   /// Causal attention of a chunk of the prompt: queries [tokens, query_heads, head_dim], out [tokens, query_heads,
@@ -118,8 +111,48 @@ class LayerAttention {
     if constexpr (recycles) {
       attention_.reserve(kv);
       attention_.choose_from_prompt(prompt_, kv, length_, executor);
-      std::fill(ages_.begin(), ages_.end(), index_t{0});
     }
+    prompt_.clear();
+  }
+
+  /// Another's choice of what the next step reads (another layer's, a learned indexer's): `positions` [kv_heads, n],
+  /// the most important first, -1 for none. The step attends to them and to its own token, whatever the schedule says,
+  /// for which it counts as a refresh that measured nothing. Later tokens join the set as ever, and the last of the
+  /// positions leave first. `kv` holds the positions so far, with the new token's or without. What a sliding window
+  /// hides is left out.
+  template <Executor E = Serial>
+  void choose_positions(std::span<const index_t> positions, const KvView<T>& kv, E&& executor = {})
+    requires(detail::recycles<Policy>)
+  {
+    const index_t own = check_choice(kv);
+    const auto n = positions.size() / static_cast<std::size_t>(shape_.kv_heads);
+    detail::require(positions.size() % static_cast<std::size_t>(shape_.kv_heads) == 0, "positions.size()",
+                    positions.size(), [&] { return detail::text("a multiple of kv_heads = ", shape_.kv_heads); });
+    attention_.reserve(kv);
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      const auto of_head = positions.subspan(static_cast<std::size_t>(g) * n, n);
+      detail::check_chosen(of_head, options_.capacity, own + 1);
+      detail::require(attention_.scratch().scores().distinct(g, of_head), "positions", "twice the same",
+                      [g] { return detail::text("each position once for KV head ", g); });
+    }
+    attention_.take(own, executor, [&](ScoreBoard& scores, RecycleCache<T>& cache, index_t g, const Visible& visible) {
+      scores.take_positions(g, positions.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
+    });
+    prompt_.clear();
+  }
+  /// The same by `scores` [kv_heads, kv.length]: the capacity highest of every KV head, of equals the lower position;
+  /// NaN ranks lowest, and the new token is read whatever its score.
+  template <Executor E = Serial>
+  void choose_by_scores(std::span<const float> scores, const KvView<T>& kv, E&& executor = {})
+    requires(detail::recycles<Policy>)
+  {
+    const index_t own = check_choice(kv);
+    const auto n = static_cast<std::size_t>(kv.length);
+    detail::require_size(scores.size(), shape_.kv_heads * kv.length, "scores.size()", "kv_heads * KvView.length");
+    attention_.reserve(kv);
+    attention_.take(own, executor, [&](ScoreBoard& board, RecycleCache<T>& cache, index_t g, const Visible& visible) {
+      board.take_scores(g, scores.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
+    });
     prompt_.clear();
   }
 
@@ -131,8 +164,7 @@ class LayerAttention {
     prompt_.drop(removed);
     if (removed > 0 && prompt_.tokens() > 0) forget_last_prompt_token();
     attention_.truncate(length);
-    for (index_t& age : ages_) age = std::max(age - removed, index_t{0});
-    step_ = std::max(step_ - removed, index_t{0});
+    pace_.take_back(removed);
     length_ = length;
   }
   /// Takes back the last `tokens` positions.
@@ -142,13 +174,10 @@ class LayerAttention {
   }
   /// As newly made, with the memory kept.
   void clear() {
-    schedule_ = initial_schedule_;
+    pace_.clear();
     attention_.clear(initial_selection_);
     prompt_.clear();
-    std::fill(ages_.begin(), ages_.end(), index_t{0});
-    std::fill(full_queries_.begin(), full_queries_.end(), 0.0F);
     std::fill(statistics_.heads.begin(), statistics_.heads.end(), HeadStatistics{});
-    step_ = 0;
     length_ = 0;
   }
 
@@ -165,7 +194,7 @@ class LayerAttention {
   index_t length() const noexcept { return length_; }
   const Shape& shape() const noexcept { return shape_; }
   const LayerStatistics& statistics() const noexcept { return statistics_; }
-  const Policy& schedule() const noexcept { return schedule_; }
+  const Policy& schedule() const noexcept { return pace_.schedule(); }
   /// The kind of the last step of a KV head.
   StepKind last_step(index_t kv_head) const { return attention_.heads()[checked_head(kv_head)].kind; }
   /// The positions that a KV head holds for the next recycled step, ascending. Empty before prepare() or the first
@@ -199,100 +228,74 @@ class LayerAttention {
         });
   }
 
+  /// What comes with a choice for the next step; returns that step's position.
+  index_t check_choice(const KvView<T>& kv) const {
+    detail::check(kv, shape_, std::min(length_, kv.length));
+    detail::require(length_ == 0 || kv.length == length_ || kv.length == length_ + 1, "KvView.length", kv.length,
+                    [this] { return detail::text(length_, " or ", length_ + 1, ": the positions so far, and the new one"); });
+    return length_ == 0 ? kv.length - 1 : length_;
+  }
+
   /// A chunk of the prompt: its last token counts as a full step.
   void remember(std::span<const float> queries, index_t length, std::span<const float> compared) {
     prompt_.push(queries);
     attention_.see(queries);
     prompt_compared_ = !compared.empty();
-    const std::span<const float> last = compared.empty() ? queries.last(full_query_count()) : compared;
-    std::copy(last.begin(), last.end(), full_queries_.begin());
-    for (auto& head : attention_.heads()) head.must_refresh = true;
-    step_ = 0;
+    pace_.begin(compared.empty() ? queries.last(static_cast<std::size_t>(shape_.query_size())) : compared);
+    attention_.all_must_refresh();
     length_ = length;
   }
   /// The prompt ends earlier: the token that is now its last counts as the full step. What the host gave for comparison
-  /// is known of the removed one alone; NaN is similar to nothing, which leads to a full step.
+  /// is known of the removed one alone.
   void forget_last_prompt_token() {
-    if (prompt_compared_) {
-      std::fill(full_queries_.begin(), full_queries_.end(), std::numeric_limits<float>::quiet_NaN());
-    } else {
-      std::copy_n(prompt_.query(prompt_.tokens() - 1), full_queries_.size(), full_queries_.data());
-    }
+    if (prompt_compared_) return pace_.begin_anywhere();
+    pace_.begin({prompt_.query(prompt_.tokens() - 1), static_cast<std::size_t>(shape_.query_size())});
   }
-  std::size_t full_query_count() const { return static_cast<std::size_t>(full_queries_.size()); }
 
-  /// Asks the schedule, once for the layer or for every KV head. A refresh is sketched where that can be.
-  void decide(std::span<const float> queries, index_t length) {
-    StepInfo info{.step = step_ + 1,
-                  .length = length,
-                  .layer = options_.layer,
-                  .kv_heads = shape_.kv_heads,
-                  .head_dim = shape_.head_dim,
-                  .queries = queries,
-                  .full_queries = {full_queries_.data(), full_query_count()}};
-    if constexpr (detail::per_head<Policy>) {
-      for (index_t g = 0; g < shape_.kv_heads; ++g) {
-        info.kv_head = g;
-        info.age = ages_[g] + 1;
-        info.queries = group_of(queries, g);
-        info.full_queries = group_of({full_queries_.data(), full_query_count()}, g);
-        kinds_[g] = schedule_.decide(info);
-      }
-    } else {
-      info.age = *std::max_element(ages_.begin(), ages_.end()) + 1;
-      std::fill(kinds_.begin(), kinds_.end(), schedule_.decide(info));
+  /// Asks the schedule, unless the host has `chosen`. A refresh is sketched where that can be.
+  void decide(std::span<const float> queries, index_t length, bool chosen) {
+    if (chosen) {
+      for (auto& head : attention_.heads()) head.kind = StepKind::recycled;
+      return;
     }
+    const Array<StepKind>& kinds = pace_.decide(queries, length);
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
       auto& head = attention_.heads()[g];
-      head.kind = head.must_refresh || !recycles ? StepKind::full : kinds_[g];
+      head.kind = head.must_refresh || !recycles ? StepKind::full : kinds[g];
       if (head.kind != StepKind::recycled)
         head.kind = attention_.sketches(g, length) ? StepKind::sketched : StepKind::full;
     }
   }
-  std::span<const float> group_of(std::span<const float> queries, index_t g) const {
-    const auto size = static_cast<std::size_t>(shape_.group() * shape_.head_dim);
-    return queries.subspan(static_cast<std::size_t>(g) * size, size);
-  }
 
   /// Ages, statistics, and what the schedule learns: on the calling thread, in the order of the heads.
-  void account(index_t g, std::span<const float> queries) noexcept {
+  void account(index_t g, std::span<const float> queries, bool chosen) noexcept {
     const auto& head = attention_.heads()[g];
     HeadStatistics& count = statistics_.heads[static_cast<std::size_t>(g)];
     count.rows_read += head.rows_read;
     count.bytes_read += head.bytes_read;
     if (head.kind == StepKind::recycled) {
       ++count.recycled_steps;
-      ++ages_[g];
-      return;
+      return chosen ? pace_.refreshed(g, queries) : pace_.recycled(g);
     }
     ++(head.kind == StepKind::sketched ? count.sketched_steps : count.full_steps);
     if (head.kind == StepKind::full && head.checked) {
       ++count.checked;
       count.sketched_mass += static_cast<double>(head.sketched_mass);
     }
-    ages_[g] = 0;
-    const std::span<const float> group = group_of(queries, g);
-    std::copy(group.begin(), group.end(), full_queries_.data() + g * shape_.group() * shape_.head_dim);
+    pace_.refreshed(g, queries);
     if (!head.measured) return;
     ++count.measured;
     count.retained_mass += static_cast<double>(head.retained_mass);
-    if constexpr (requires(Policy & policy, const Refresh& refresh) { policy.observe(refresh); }) {
-      schedule_.observe(Refresh{step_, g, shape_.kv_heads, head.retained_mass});
-    }
+    pace_.measured(g, head.retained_mass);
   }
 
   Shape shape_;
   LayerOptions options_;
-  Policy initial_schedule_;
   Keep initial_selection_;
-  Policy schedule_;
+  Pace<Policy> pace_;
   TokenAttention<T, Keep, recycles> attention_;
   PromptWindow prompt_;
-  bool prompt_compared_ = false;  // full_queries_ holds what the host gave for comparison, not a query
-  Array<StepKind> kinds_;         // [kv_heads]: what the schedule decided
-  Array<index_t> ages_;           // [kv_heads]: steps since the last full one
-  Array<float> full_queries_;     // [query_heads, head_dim]: of every head's last full step
-  index_t step_ = 0;
+  bool prompt_compared_ = false;  // pace_ compares with what the host gave for that, not with the prompt's last query
   index_t length_ = 0;
   LayerStatistics statistics_;
 };

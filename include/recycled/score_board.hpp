@@ -85,7 +85,54 @@ class ScoreBoard {
       chosen.back() = length - 1;  // whatever else ranks at infinity
       ranks(g)[length - 1] = newcomer_rank;
     }
-    cache.rebuild(g, chosen, ranked, view, length - 1, marks_.data() + g * (room_ / 64));
+    cache.rebuild(g, chosen, ranked, view, length - 1, marks_of(g));
+  }
+
+  /// The set of KV head `g` for the step of the token at `own` is what the host hands over: `scores` of all positions
+  /// before it, of which the highest count.
+  template <Scalar T>
+  void take_scores(index_t g, std::span<const float> scores, const Visible& visible, index_t own, const KvView<T>& view,
+                   RecycleCache<T>& cache) noexcept {
+    const std::span<float> ranked(ranks(g), static_cast<std::size_t>(own));
+    std::transform(scores.begin(), scores.begin() + own, ranked.begin(), detail::sane_rank);
+    for (index_t j = visible.sinks.end; j < std::min(visible.window.begin, own); ++j)
+      ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
+    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size() - 1));
+    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
+    cache.rebuild(g, chosen, ranked, view, own, marks_of(g));
+  }
+  /// The same by positions, which are checked: those that it may see are its set, and the first one counts most.
+  template <Scalar T>
+  void take_positions(index_t g, std::span<const index_t> positions, const Visible& visible, index_t own,
+                      const KvView<T>& view, RecycleCache<T>& cache) noexcept {
+    const std::span<float> ranked(ranks(g), static_cast<std::size_t>(own));
+    index_t count = 0;
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+      const index_t p = positions[i];
+      if (p < 0 || p == own || !visible.contains(p)) continue;
+      ranked.data()[p] = -static_cast<float>(i);
+      chosen_of(g, capacity_).data()[count++] = p;
+    }
+    const std::span<index_t> chosen = chosen_of(g, count);
+    std::sort(chosen.begin(), chosen.end());
+    cache.rebuild(g, chosen, ranked, view, own, marks_of(g));
+  }
+  /// Whether each of these positions of KV head `g`, none above `own`, comes once; negative ones don't count.
+  bool distinct(index_t g, std::span<const index_t> positions) noexcept {
+    bool once = true;
+    std::uint64_t* const marks = marks_of(g);
+    const auto flip = [&](index_t p, bool on) {
+      std::uint64_t& word = marks[p / 64];
+      const std::uint64_t bit = std::uint64_t{1} << (p % 64);
+      once = once && (!on || (word & bit) == 0);
+      word = on ? word | bit : word & ~bit;
+    };
+    for (const bool on : {true, false}) {
+      for (const index_t p : positions) {
+        if (p >= 0) flip(p, on);
+      }
+    }
+    return once;
   }
 
   /// Before a choice: notes the share of every query row's attention mass that the set and the new token at `own` hold.
@@ -156,6 +203,7 @@ class ScoreBoard {
   float* row(index_t g, index_t r) noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
   float* log_weights(index_t g) noexcept { return row(g, group_); }
   float* ranks(index_t g) noexcept { return row(g, group_ + 1); }
+  std::uint64_t* marks_of(index_t g) noexcept { return marks_.data() + g * (room_ / 64); }
   std::span<index_t> chosen_of(index_t g, index_t count) noexcept {
     return {chosen_.data() + g * capacity_, static_cast<std::size_t>(count)};
   }

@@ -92,6 +92,7 @@ class TokenAttention {
       sketch_->see_step({query, static_cast<std::size_t>(shape_.query_size())}, kv.length);
       renew_sketch(kv, executor);
     }
+    chosen_for_ = 0;
     attempt.succeeded = true;
   }
 
@@ -121,6 +122,29 @@ class TokenAttention {
     attempt.succeeded = true;
   }
 
+  /// The host chooses what the step of the token at `own` recycles: take_head(board, cache, g, visible) for every head.
+  template <class E, class Take>
+  void take(index_t own, E& executor, const Take& take_head) {
+    Attempt attempt(*this);
+    executor(shape_.kv_heads, [&](index_t g) {
+      take_head(scores(), cache_, g, Visible(options_, own));
+      heads_[g].must_refresh = false;
+    });
+    chosen_for_ = own + 1;
+    attempt.succeeded = true;
+  }
+  /// Whether the host chose for the step that makes `length` positions. A choice for another is no longer good.
+  bool takes_choice(index_t length) noexcept {
+    if (chosen_for_ == length) return true;
+    if (chosen_for_ > 0) all_must_refresh();
+    return false;
+  }
+  /// A new prompt, or what else leaves no set to go on with.
+  void all_must_refresh() noexcept {
+    for (Head& head : heads_) head.must_refresh = true;
+    chosen_for_ = 0;
+  }
+
   /// Positions from `length` on are gone.
   void truncate(index_t length) noexcept {
     for (index_t g = 0; g < shape_.kv_heads && Recycles; ++g) {
@@ -128,6 +152,7 @@ class TokenAttention {
       if (length == 0 || cache_.last_evictor(g) >= length) heads_[g].must_refresh = true;
       cache_.truncate(g, length);
     }
+    chosen_for_ = 0;
     truncate_selections(length);
     if (!sketch_) return;
     if (length == 0) return sketch_->clear();
@@ -136,6 +161,7 @@ class TokenAttention {
   void clear(const Keep& selection) {
     selections_.assign(selections_.size(), selection);
     std::fill(heads_.begin(), heads_.end(), Head{});
+    chosen_for_ = 0;
     cache_.clear();
     if (sketch_) sketch_->clear();
   }
@@ -168,7 +194,7 @@ class TokenAttention {
       if (succeeded) return;
       self.cache_.clear();
       if (self.sketch_) self.sketch_->clear();  // it may hold codes of what never became part of the sequence
-      for (Head& head : self.heads_) head.must_refresh = true;
+      self.all_must_refresh();
       self.truncate_selections(0);
     }
     TokenAttention& self;
@@ -318,6 +344,7 @@ class TokenAttention {
   AttentionOptions options_;
   index_t capacity_ = 0;
   index_t full_every_ = 1;  // of so many refreshes one is no sketched one
+  index_t chosen_for_ = 0;  // the host chose what the step that makes so many positions recycles; 0: it didn't
   std::optional<KeySketch<T>> sketch_;
   std::vector<Keep> selections_;  // one for each KV head
   RecycleCache<T> cache_;

@@ -6,7 +6,7 @@
 #include <recycled/recycled.hpp>
 #include <vector>
 
-#include "reference/attention.hpp"
+#include "reference/fed.hpp"
 #include "reference/feed.hpp"
 #include "reference/messages.hpp"
 
@@ -18,27 +18,6 @@ using reference::at, reference::Bits, reference::Token;
 constexpr Shape shape{6, 2, 40, 24};
 constexpr index_t capacity = 20;
 constexpr LayerOptions sketched{.capacity = capacity, .sketch = {.coordinates = 16}};
-
-/// Tokens that a layer has been fed, and the oracle's view of them.
-template <class T>
-struct Fed {
-  reference::Rows keys[2], values[2];
-  void add(const Token& token) {
-    const std::vector<float> key = reference::rounded<T>(token.key), value = reference::rounded<T>(token.value);
-    for (index_t g = 0; g < 2; ++g) {
-      keys[g].push_back({key.begin() + g * 40, key.begin() + (g + 1) * 40});
-      values[g].push_back({value.begin() + g * 24, value.begin() + (g + 1) * 24});
-    }
-  }
-  std::vector<reference::Attention> attend(index_t g, const std::vector<float>& query, const reference::Positions& seen,
-                                           const AttentionOptions& options = {}) const {
-    std::vector<reference::Attention> rows;
-    for (index_t r = 0; r < 3; ++r) {
-      rows.push_back(reference::attend({query.data() + (g * 3 + r) * 40, 40}, keys[g], values[g], seen, options));
-    }
-    return rows;
-  }
-};
 
 template <class T>
 class SketchedStep : public testing::Test {};
@@ -88,7 +67,7 @@ TYPED_TEST(SketchedStep, AttendsToWhatTheSketchChooses) {
     Decoder<TypeParam, FixedStride> decoder({1, shape}, options, {.stride = 3}, {.pool = 1});
     KeySketch<TypeParam> sketch(detail::checked<TypeParam>(shape), 16);
     reference::Tokens tokens(shape, 5);
-    Fed<TypeParam> fed;
+    reference::Fed<TypeParam> fed(shape);
     const std::vector<Token> prompt = tokens.next(150);
     for (const Token& token : prompt) fed.add(token);
     reference::prefill(decoder, prompt);

@@ -87,8 +87,11 @@ class RecycleCache {
       const index_t p = position(head)[s];
       const bool stays = (word(p) & bit(p)) != 0;
       word(p) &= ~bit(p);
-      rank(head)[s] = detail::sane_rank(ranks.data()[p]);
-      if (!stays) position(head)[s] = hole;
+      if (stays) {
+        rank(head)[s] = detail::sane_rank(ranks.data()[p]);
+      } else {
+        position(head)[s] = hole;
+      }
     }
     index_t free = 0;
     const auto next_hole = [&] {

@@ -69,6 +69,17 @@ inline index_t token_count(std::span<const float> queries, const Shape& shape) {
   return size / shape.query_size();
 }
 
+/// One KV head's positions that a host chose, of `length` with the new token's own: -1 for none, at most `capacity` of
+/// the others.
+inline void check_chosen(std::span<const index_t> positions, index_t capacity, index_t length) {
+  index_t count = 0;
+  for (const index_t p : positions) {
+    require(p >= -1 && p < length, "positions", p, [&] { return text("-1 for none, or 0 to ", length - 1); });
+    if (p >= 0 && p + 1 < length) ++count;
+  }
+  require(count <= capacity, "positions of a KV head", count, [&] { return text("at most the capacity, ", capacity); });
+}
+
 /// What the schedule is to compare: nothing in particular, or one query's worth.
 inline void check_compared(std::span<const float> compared, const Shape& shape) {
   if (!compared.empty()) require_size(compared.size(), shape.query_size(), "compared.size()", "query_heads * head_dim");
