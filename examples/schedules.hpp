@@ -2,6 +2,7 @@
 #pragma once
 
 #include <charconv>
+#include <memory>
 #include <recycled/recycled.hpp>
 #include <stdexcept>
 #include <string>
@@ -15,7 +16,7 @@ using recycled::index_t;
 
 /// A new schedule takes a place here and a line in parse_schedule.
 using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride,
-                                 recycled::QuerySimilarity, recycled::SelfCalibrating>;
+                                 recycled::QuerySimilarity, recycled::SelfCalibrating, recycled::Budgeted>;
 
 struct NamedSchedule {
   std::string name;  ///< as the user wrote it
@@ -29,8 +30,8 @@ struct NamedSchedule {
 };
 
 inline constexpr std::string_view known_schedules =
-    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE; "
-    "all but the first two also with :sketch at their end";
+    "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE, "
+    "budgeted:SHARE; all but the first two also with :sketch at their end";
 
 inline std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
@@ -74,6 +75,9 @@ inline NamedSchedule parse_schedule(const std::string& option, const std::string
     if (is("self-calibrating", 0)) return checked(recycled::SelfCalibrating{});
     if (is("self-calibrating", 1)) {
       return checked(recycled::SelfCalibrating{.late = parse_number<float>("late", parts[1])});
+    }
+    if (is("budgeted", 1)) {
+      return checked(recycled::Budgeted{std::make_shared<recycled::Budget>(parse_number<float>("share", parts[1]))});
     }
     if (is("fixed-stride", 1)) return checked(recycled::FixedStride{stride()});
     if (is("query-similarity", 2)) {

@@ -244,7 +244,9 @@ TEST(WrongChoice, IsNamedAndChangesNothing) {
   auto layer = decoder.layer(0);
   KvView<half> view = decoder.view(0);
   view.length = 49;
-  expect(message_of([&] { layer.choose_positions(std::vector<index_t>{1, 2}, view); }),
+  expect(message_of([&] {
+           layer.choose_positions(std::vector<index_t>{1, 2}, view);
+         }),
          "KvView.length = 49, expected 50 or 51: the positions so far, and the new one");
   EXPECT_EQ(reference::bits(read.step()), reference::bits(same.step()));
   EXPECT_EQ(read.decoder.layer(0).recycled_positions(0), same.decoder.layer(0).recycled_positions(0));

@@ -20,9 +20,10 @@ usage: replay --trace DIR --layer N --prompt P --capacity K [option...]     (def
   --prompt P        tokens in the cache before decoding begins; the last one chooses the first recycle cache
   --capacity K      positions that the recycle cache keeps for each KV head
   --schedule LIST   policies, separated by commas: always, never, fixed-stride:STRIDE,
-                    query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE; with :sketch
-                    behind any of the last four refreshes read a sketch of the keys; with @K behind that the
-                    policy has a capacity of its own, as self-calibrating:0.5:sketch@256
+                    query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE,
+                    budgeted:SHARE; with :sketch behind any of the last five refreshes read a sketch of the
+                    keys; with @K behind that the policy has a capacity of its own, as
+                    self-calibrating:0.5:sketch@256
                     (never,fixed-stride:10,query-similarity:5:0.85)
   --type TYPE       KV type: f32, f16, bf16 or q8_0 (f16)
   --tokens N        decode steps (all that follow the prompt)

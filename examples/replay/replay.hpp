@@ -46,7 +46,8 @@ class Replay {
   using Full = recycled::LayerAttention<T, recycled::AlwaysFull>;
   using Layer = std::variant<
       Full, recycled::LayerAttention<T, recycled::NeverFull>, recycled::LayerAttention<T, recycled::FixedStride>,
-      recycled::LayerAttention<T, recycled::QuerySimilarity>, recycled::LayerAttention<T, recycled::SelfCalibrating>>;
+      recycled::LayerAttention<T, recycled::QuerySimilarity>, recycled::LayerAttention<T, recycled::SelfCalibrating>,
+      recycled::LayerAttention<T, recycled::Budgeted>>;
   using Sets = std::vector<std::vector<index_t>>;  // for each KV head the positions held
 
   static Options checked(Options options, const Trace& trace) {

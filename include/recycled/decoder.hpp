@@ -80,17 +80,15 @@ class Decoder {
 
   /// What the next step of a layer reads, see LayerAttention::choose_positions: positions [kv_heads, n].
   template <Executor E = Serial>
-  void choose_positions(index_t layer, std::span<const index_t> positions, E&& executor = {})
-    requires(detail::recycles<Policy>)
-  {
+  void choose_positions(index_t layer, std::span<const index_t> positions,
+                        E&& executor = {}) requires(detail::recycles<Policy>) {
     Both& both = layers_[checked(layer)];
     both.attention.choose_positions(positions, both.cache.view(), executor);
   }
   /// The same by scores [kv_heads, the layer's positions so far].
   template <Executor E = Serial>
-  void choose_by_scores(index_t layer, std::span<const float> scores, E&& executor = {})
-    requires(detail::recycles<Policy>)
-  {
+  void choose_by_scores(index_t layer, std::span<const float> scores,
+                        E&& executor = {}) requires(detail::recycles<Policy>) {
     Both& both = layers_[checked(layer)];
     both.attention.choose_by_scores(scores, both.cache.view(), executor);
   }

@@ -67,7 +67,14 @@ class LayerAttention {
     attention_.run(query.data(), kv, out.data(), executor);
     pace_.stepped();
     length_ = kv.length;
-    for (index_t g = 0; g < shape_.kv_heads; ++g) account(g, queries, chosen);
+    std::uint64_t bytes_read = 0;
+    std::uint64_t bytes_full = 0;
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      account(g, queries, chosen);
+      bytes_read += attention_.heads()[g].bytes_read;
+      bytes_full += attention_.heads()[g].bytes_full;
+    }
+    pace_.spent(bytes_read, bytes_full);
   }
 
   /// Causal attention of a chunk of the prompt: queries [tokens, query_heads, head_dim], out [tokens, query_heads,
@@ -121,9 +128,8 @@ class LayerAttention {
   /// positions leave first. `kv` holds the positions so far, with the new token's or without. What a sliding window
   /// hides is left out.
   template <Executor E = Serial>
-  void choose_positions(std::span<const index_t> positions, const KvView<T>& kv, E&& executor = {})
-    requires(detail::recycles<Policy>)
-  {
+  void choose_positions(std::span<const index_t> positions, const KvView<T>& kv,
+                        E&& executor = {}) requires(detail::recycles<Policy>) {
     const index_t own = check_choice(kv);
     const auto n = positions.size() / static_cast<std::size_t>(shape_.kv_heads);
     detail::require(positions.size() % static_cast<std::size_t>(shape_.kv_heads) == 0, "positions.size()",
@@ -143,9 +149,8 @@ class LayerAttention {
   /// The same by `scores` [kv_heads, kv.length]: the capacity highest of every KV head, of equals the lower position;
   /// NaN ranks lowest, and the new token is read whatever its score.
   template <Executor E = Serial>
-  void choose_by_scores(std::span<const float> scores, const KvView<T>& kv, E&& executor = {})
-    requires(detail::recycles<Policy>)
-  {
+  void choose_by_scores(std::span<const float> scores, const KvView<T>& kv,
+                        E&& executor = {}) requires(detail::recycles<Policy>) {
     const index_t own = check_choice(kv);
     const auto n = static_cast<std::size_t>(kv.length);
     detail::require_size(scores.size(), shape_.kv_heads * kv.length, "scores.size()", "kv_heads * KvView.length");
@@ -231,8 +236,9 @@ class LayerAttention {
   /// What comes with a choice for the next step; returns that step's position.
   index_t check_choice(const KvView<T>& kv) const {
     detail::check(kv, shape_, std::min(length_, kv.length));
-    detail::require(length_ == 0 || kv.length == length_ || kv.length == length_ + 1, "KvView.length", kv.length,
-                    [this] { return detail::text(length_, " or ", length_ + 1, ": the positions so far, and the new one"); });
+    detail::require(
+        length_ == 0 || kv.length == length_ || kv.length == length_ + 1, "KvView.length", kv.length,
+        [this] { return detail::text(length_, " or ", length_ + 1, ": the positions so far, and the new one"); });
     return length_ == 0 ? kv.length - 1 : length_;
   }
 
@@ -273,6 +279,7 @@ class LayerAttention {
     HeadStatistics& count = statistics_.heads[static_cast<std::size_t>(g)];
     count.rows_read += head.rows_read;
     count.bytes_read += head.bytes_read;
+    count.bytes_full += head.bytes_full;
     if (head.kind == StepKind::recycled) {
       ++count.recycled_steps;
       return chosen ? pace_.refreshed(g, queries) : pace_.recycled(g);

@@ -12,6 +12,7 @@
 #include "recycled/executor/thread_pool.hpp"
 #include "recycled/layer.hpp"
 #include "recycled/schedule/always_full.hpp"
+#include "recycled/schedule/budgeted.hpp"
 #include "recycled/schedule/fixed_stride.hpp"
 #include "recycled/schedule/never_full.hpp"
 #include "recycled/schedule/query_similarity.hpp"

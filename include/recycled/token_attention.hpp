@@ -32,6 +32,7 @@ class TokenAttention {
     float sketched_mass = 1;      ///< and this is what its choice would have held
     std::uint64_t rows_read = 0;  ///< by the last step
     std::uint64_t bytes_read = 0;
+    std::uint64_t bytes_full = 0;  ///< what a full step would have
   };
 
   TokenAttention(const Shape& shape, const LayerOptions& options, const Keep& selection)
@@ -245,8 +246,10 @@ class TokenAttention {
       work_[g].sinks = {};
       work_[g].window = {0, cache_.size(g)};
     }
+    const auto row_bytes = static_cast<std::uint64_t>(work_[g].keys.bytes() + work_[g].values.bytes());
     head.rows_read = static_cast<std::uint64_t>(work_[g].size());
-    head.bytes_read = head.rows_read * static_cast<std::uint64_t>(work_[g].keys.bytes() + work_[g].values.bytes());
+    head.bytes_read = head.rows_read * row_bytes;
+    head.bytes_full = static_cast<std::uint64_t>(visible.size()) * row_bytes;
   }
 
   /// Runs all pieces of all heads.

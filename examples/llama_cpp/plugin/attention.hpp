@@ -22,6 +22,25 @@ struct RuntimeSchedule {
   }
 };
 
+/// The same for those that decide head by head.
+struct RuntimeHeadSchedule {
+  std::variant<recycled::SelfCalibrating, recycled::Budgeted> schedule;
+  static constexpr bool per_head = true;
+
+  recycled::StepKind decide(const recycled::StepInfo& info) {
+    return std::visit([&](auto& chosen) { return chosen.decide(info); }, schedule);
+  }
+  void reserve(index_t kv_heads) {
+    std::visit([&](auto& chosen) { chosen.reserve(kv_heads); }, schedule);
+  }
+  void observe(const recycled::Refresh& refresh) noexcept {
+    std::visit([&](auto& chosen) { chosen.observe(refresh); }, schedule);
+  }
+  void spent(const recycled::Cost& cost) noexcept {
+    if (auto* budgeted = std::get_if<recycled::Budgeted>(&schedule)) budgeted->spent(cost);
+  }
+};
+
 /// Recycled's layer for a type of rows. Queries are [token, head, dim], and so is what it writes.
 class Attention {
  public:
@@ -84,7 +103,9 @@ inline std::unique_ptr<Attention> make_attention(ggml_type type, const recycled:
       return std::make_unique<AttentionOf<T, Policy>>(shape, options, policy, named.selection(), scratch);
     };
     if (const auto* exact = std::get_if<recycled::AlwaysFull>(&named.schedule)) return with(*exact);
-    if (const auto* own = std::get_if<recycled::SelfCalibrating>(&named.schedule)) return with(*own);
+    if (const auto* own = std::get_if<recycled::SelfCalibrating>(&named.schedule))
+      return with(RuntimeHeadSchedule{*own});
+    if (const auto* own = std::get_if<recycled::Budgeted>(&named.schedule)) return with(RuntimeHeadSchedule{*own});
     return with(RuntimeSchedule{named.schedule});
   };
   switch (type) {

@@ -70,13 +70,19 @@ class Pace {
     return kinds_;
   }
 
-  // What came of it: first that there was a step, then what each head did, in their order, on the calling thread.
+  // What came of it: first that there was a step, then what each head did, in their order, and what it cost. All on
+  // the calling thread.
   void stepped() noexcept { ++step_; }
   void recycled(index_t g) noexcept { ++ages_[g]; }
   void refreshed(index_t g, std::span<const float> queries) noexcept {
     ages_[g] = 0;
     const std::span<const float> group = group_of(queries, g);
     std::copy(group.begin(), group.end(), full_queries_.data() + g * shape_.group() * shape_.head_dim);
+  }
+  void spent(std::uint64_t bytes_read, std::uint64_t bytes_full) noexcept {
+    if constexpr (requires(Policy & policy, const Cost& cost) { policy.spent(cost); }) {
+      schedule_.spent(Cost{layer_, bytes_read, bytes_full});
+    }
   }
   void measured(index_t g, float retained_mass) noexcept {
     if constexpr (requires(Policy & policy, const Refresh& refresh) { policy.observe(refresh); }) {

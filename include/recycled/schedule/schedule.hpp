@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <span>
 
 #include "recycled/kernels/cosine.hpp"
@@ -39,11 +40,19 @@ struct Refresh {
   float retained_mass = 1;
 };
 
+/// What a schedule learns from every step of its layer, all KV heads together.
+struct Cost {
+  index_t layer = 0;             ///< LayerOptions.layer
+  std::uint64_t bytes_read = 0;  ///< of rows, and of the sketch where it was read
+  std::uint64_t bytes_full = 0;  ///< what a full step reads
+};
+
 /// A schedule is copyable, moves without throwing, and decides: recycled or, for a refresh, full. Where the layer has a
 /// sketch a refresh is a sketched step most of the time, and counts as a full one for all that a schedule is told. One
 /// object serves a layer; with `static constexpr bool per_head = true` it is asked about every KV head, else once about
 /// all of them. Optional members:
 ///     void observe(const Refresh&)          after every full step of a head that replaced a set; must not throw
+///     void spent(const Cost&)               after every step of the layer; must not throw
 ///     void reserve(index_t kv_heads)        once a layer is made: for how many heads it will be asked; may throw
 ///     void validate() const                 throws std::invalid_argument for parameters that mean nothing
 ///     static constexpr bool recycles = false  promises to answer `full` always: no recycle cache is kept

@@ -18,6 +18,8 @@ struct HeadStatistics {
   std::uint64_t rows_read = 0;
   /// Bytes of those rows, keys and values, and of the sketch where it was read; not of the keys that it is made from.
   std::uint64_t bytes_read = 0;
+  /// Bytes of all visible rows: what full attention would have read.
+  std::uint64_t bytes_full = 0;
   std::uint64_t measured = 0;  ///< refreshes that found an old set to measure
   double retained_mass = 0;    ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass
   std::uint64_t checked = 0;   ///< full steps that asked the sketch, too: what would it have chosen?
@@ -30,6 +32,7 @@ struct HeadStatistics {
     sketched_steps += other.sketched_steps;
     rows_read += other.rows_read;
     bytes_read += other.bytes_read;
+    bytes_full += other.bytes_full;
     measured += other.measured;
     retained_mass += other.retained_mass;
     checked += other.checked;

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+
+#include "recycled/schedule/schedule.hpp"
+
+namespace recycled::inline RECYCLED_ABI {
+
+/// How much of full attention's bytes schedules may read together, and the price of a refresh that keeps them at it:
+/// it rises while they read more and sinks while they read less, so that what they read is the share on average. The
+/// layers of one decoder are meant to share one, and so may all sequences of a host. Safe to use from several threads
+/// at a time; what each of them does then depends on the others.
+class Budget {
+ public:
+  /// share: in (0, 1], of the bytes that full attention would read. Recycled steps alone read (K + 1) / length, and
+  /// less than that can't be kept.
+  explicit Budget(float share) : share_(share) {
+    detail::require(share > 0 && share <= 1, "Budget share", share, "more than 0, up to 1");
+  }
+  Budget(const Budget&) = delete;
+  Budget& operator=(const Budget&) = delete;
+  ~Budget() = default;
+
+  float share() const noexcept { return share_; }
+  /// What a refresh has to be worth, in attention mass times tokens.
+  float price() const noexcept { return price_.load(std::memory_order_relaxed); }
+  /// The share that has been read so far; 0 before the first step.
+  double spent() const noexcept {
+    const auto full = static_cast<double>(full_.load(std::memory_order_relaxed));
+    return full > 0 ? static_cast<double>(read_.load(std::memory_order_relaxed)) / full : 0;
+  }
+  /// One step of a layer was made.
+  void account(const Cost& cost) noexcept {
+    read_.fetch_add(cost.bytes_read, std::memory_order_relaxed);
+    full_.fetch_add(cost.bytes_full, std::memory_order_relaxed);
+    index_t layers = layers_.load(std::memory_order_relaxed);
+    while (layers <= cost.layer && !layers_.compare_exchange_weak(layers, cost.layer + 1, std::memory_order_relaxed)) {
+    }
+    if (cost.bytes_full == 0) return;
+    const double excess =
+        static_cast<double>(cost.bytes_read) / static_cast<double>(cost.bytes_full) / static_cast<double>(share_) - 1;
+    // The logarithm of the price is the sum of what was too much: while it stays within bounds, the mean of that is 0.
+    const auto factor =
+        std::exp(rate / static_cast<float>(std::max(layers, cost.layer + 1)) * static_cast<float>(excess));
+    float price = price_.load(std::memory_order_relaxed);
+    while (!price_.compare_exchange_weak(price, std::clamp(price * factor, lowest_price, highest_price),
+                                         std::memory_order_relaxed)) {
+    }
+  }
+
+ private:
+  static constexpr float rate = 0.3F;  // for a token in all its layers: settles within some ten of them
+  static constexpr float lowest_price = 1e-4F;
+  static constexpr float highest_price = 20;
+
+  float share_;
+  std::atomic<float> price_ = 0.2F;
+  std::atomic<std::uint64_t> read_ = 0;
+  std::atomic<std::uint64_t> full_ = 0;
+  std::atomic<index_t> layers_ = 1;  // that have been heard of
+};
+
+}  // namespace recycled::inline RECYCLED_ABI
