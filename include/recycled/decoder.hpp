@@ -19,10 +19,11 @@ struct ModelShape {
 /// layers in any order; it counts once all of them have it. A value: a copy is a fork that shares nothing. Several
 /// sequences are several objects, and different threads may use different ones unless they share a Scratch. Wrong
 /// arguments throw std::invalid_argument and leave the decoder as it was.
-template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
+/// R: what rows are recycled as, see LayerAttention.
+template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK, Scalar R = T>
 class Decoder {
  public:
-  using Layer = LayerAttention<T, Policy, Keep>;
+  using Layer = LayerAttention<T, Policy, Keep, R>;
 
   /// Room for options.max_length positions is taken at once; the caches grow by doubling beyond it.
   Decoder(const ModelShape& model, const LayerOptions& options, const Policy& schedule = {},

@@ -19,13 +19,19 @@ namespace recycled::inline RECYCLED_ABI {
 /// owns is the recycle cache, kv_heads * (K + 1) packed rows, the sketch if it keeps one, and a Scratch, which layers
 /// can share.
 ///
+/// The recycle cache has rows of type R: the host's, or half or bfloat16 where the host's are wider or q8_0, which are
+/// then rounded when they join. Half as many bytes as float has, and read faster than q8_0's while they are in a cache.
+///
 /// A value: copies share nothing, and a failed assignment changes nothing; one object serves one layer of one sequence.
 /// Different objects may be used from different threads at the same time unless they share a Scratch, one object from
 /// one thread at a time. Wrong arguments throw std::invalid_argument and leave the layer as it was. After an executor
 /// that throws the length is as it was; if that was in a step, the next one is full or chooses the prompt's set again.
 /// A layer that was moved from may be assigned to or destroyed. `out` must not overlap the other arguments.
-template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK>
+template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK, Scalar R = T>
 class LayerAttention {
+  static_assert(std::same_as<R, T> || std::same_as<R, half> || std::same_as<R, bfloat16>,
+                "rows are recycled as they are, or as half or bfloat16");
+
  public:
   /// Throws std::invalid_argument for a shape, option or policy that can't be.
   LayerAttention(const Shape& shape, const LayerOptions& options, const Policy& schedule = {},
@@ -141,7 +147,7 @@ class LayerAttention {
       detail::require(attention_.scratch().scores().distinct(g, of_head), "positions", "twice the same",
                       [g] { return detail::text("each position once for KV head ", g); });
     }
-    attention_.take(own, executor, [&](ScoreBoard& scores, RecycleCache<T>& cache, index_t g, const Visible& visible) {
+    attention_.take(own, executor, [&](ScoreBoard& scores, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       scores.take_positions(g, positions.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
     prompt_.clear();
@@ -155,7 +161,7 @@ class LayerAttention {
     const auto n = static_cast<std::size_t>(kv.length);
     detail::require_size(scores.size(), shape_.kv_heads * kv.length, "scores.size()", "kv_heads * KvView.length");
     attention_.reserve(kv);
-    attention_.take(own, executor, [&](ScoreBoard& board, RecycleCache<T>& cache, index_t g, const Visible& visible) {
+    attention_.take(own, executor, [&](ScoreBoard& board, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       board.take_scores(g, scores.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
     prompt_.clear();
@@ -300,7 +306,7 @@ class LayerAttention {
   LayerOptions options_;
   Keep initial_selection_;
   Pace<Policy> pace_;
-  TokenAttention<T, Keep, recycles> attention_;
+  TokenAttention<T, Keep, recycles, R> attention_;
   PromptWindow prompt_;
   bool prompt_compared_ = false;  // pace_ compares with what the host gave for that, not with the prompt's last query
   index_t length_ = 0;

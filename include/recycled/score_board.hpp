@@ -66,9 +66,9 @@ class ScoreBoard {
   enum class Source { prompt, step, sketch };
 
   /// Replaces the set of KV head `g` by what `selection` makes of the scores. `view` holds at least the positions seen.
-  template <Scalar T, Selection Keep>
+  template <Scalar T, Scalar R, Selection Keep>
   void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
-              RecycleCache<T>& cache) noexcept {
+              RecycleCache<R>& cache) noexcept {
     const index_t length = visible.window.end;
     const std::span<float> ranked(ranks(g), static_cast<std::size_t>(length));
     selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt}, ranked);
@@ -90,9 +90,9 @@ class ScoreBoard {
 
   /// The set of KV head `g` for the step of the token at `own` is what the host hands over: `scores` of all positions
   /// before it, of which the highest count.
-  template <Scalar T>
+  template <Scalar T, Scalar R>
   void take_scores(index_t g, std::span<const float> scores, const Visible& visible, index_t own, const KvView<T>& view,
-                   RecycleCache<T>& cache) noexcept {
+                   RecycleCache<R>& cache) noexcept {
     const std::span<float> ranked(ranks(g), static_cast<std::size_t>(own));
     std::transform(scores.begin(), scores.begin() + own, ranked.begin(), detail::sane_rank);
     for (index_t j = visible.sinks.end; j < std::min(visible.window.begin, own); ++j)
@@ -102,9 +102,9 @@ class ScoreBoard {
     cache.rebuild(g, chosen, ranked, view, own, marks_of(g));
   }
   /// The same by positions, which are checked: those that it may see are its set, and the first one counts most.
-  template <Scalar T>
+  template <Scalar T, Scalar R>
   void take_positions(index_t g, std::span<const index_t> positions, const Visible& visible, index_t own,
-                      const KvView<T>& view, RecycleCache<T>& cache) noexcept {
+                      const KvView<T>& view, RecycleCache<R>& cache) noexcept {
     const std::span<float> ranked(ranks(g), static_cast<std::size_t>(own));
     index_t count = 0;
     for (std::size_t i = 0; i < positions.size(); ++i) {
@@ -136,9 +136,9 @@ class ScoreBoard {
   }
 
   /// Before a choice: notes the share of every query row's attention mass that the set and the new token at `own` hold.
-  template <Scalar T, class Logits>
+  template <Scalar R, class Logits>
   void measure_old(index_t g, const Logits& by, std::span<const float> lse, index_t own,
-                   RecycleCache<T>& cache) noexcept {
+                   RecycleCache<R>& cache) noexcept {
     cache.close_gap(g);
     for (index_t r = 0; r < group_; ++r) {
       old_mass_[g * group_ + r] =
@@ -146,8 +146,8 @@ class ScoreBoard {
     }
   }
   /// After it: what was noted relative to what the new set holds, the least over the group. See Refresh::retained_mass.
-  template <Scalar T, class Logits>
-  float retained_mass(index_t g, const Logits& by, std::span<const float> lse, const RecycleCache<T>& cache) noexcept {
+  template <Scalar R, class Logits>
+  float retained_mass(index_t g, const Logits& by, std::span<const float> lse, const RecycleCache<R>& cache) noexcept {
     float least = 1;
     for (index_t r = 0; r < group_; ++r) {
       const float share = old_mass_[g * group_ + r] / by.mass(r, lse.data()[r], cache.positions(g), ranks(g));
@@ -162,9 +162,9 @@ class ScoreBoard {
   }
   /// After a choice by a step's scores: the attention mass of what a sketch would have chosen, relative to that of the
   /// choice, the least over the group. `lse` is the sketch's, `true_lse` the step's.
-  template <Scalar T>
+  template <Scalar R>
   float agreement(index_t g, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse,
-                  std::span<const float> true_lse, index_t length, const RecycleCache<T>& cache) noexcept {
+                  std::span<const float> true_lse, index_t length, const RecycleCache<R>& cache) noexcept {
     sketched.log_weights(lse, length, log_weights(g));
     const std::span<float> ranked(log_weights(g), static_cast<std::size_t>(length));
     prefer_ends(ranked);
@@ -182,9 +182,9 @@ class ScoreBoard {
 
   /// Tells `selection` what a recycled step saw. The logits stand slot by slot or, if the step read the host's cache
   /// because nothing was missing from the set, by position.
-  template <Scalar T, Selection Keep>
+  template <Scalar R, Selection Keep>
   void attended(index_t g, std::span<const float> lse, bool by_position, Keep& selection,
-                RecycleCache<T>& cache) noexcept {
+                RecycleCache<R>& cache) noexcept {
     const std::span<const index_t> positions = cache.positions(g);
     float* const weights = log_weights(g);
     for (std::size_t s = 0; s < positions.size(); ++s) {

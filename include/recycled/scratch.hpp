@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "recycled/kernels/workspace.hpp"
+#include "recycled/kernels/decode.hpp"
 #include "recycled/score_board.hpp"
 
 namespace recycled::inline RECYCLED_ABI {

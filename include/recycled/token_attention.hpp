@@ -6,18 +6,18 @@
 #include <vector>
 
 #include "recycled/cache/prompt_window.hpp"
-#include "recycled/kernels/decode.hpp"
 #include "recycled/schedule/schedule.hpp"
 #include "recycled/scratch.hpp"
 #include "recycled/sketch/key_sketch.hpp"
+#include "recycled/step_work.hpp"
 #include "recycled/types/layer_options.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
 
 /// Reads the rows that a step reads, merges, and leaves the recycle cache ready for the next token. `Recycles` is false
 /// for a layer that takes full steps alone: then no recycle cache and no scores are kept. Arguments are checked by the
-/// caller.
-template <Scalar T, Selection Keep, bool Recycles>
+/// caller. R: what rows the recycle cache has.
+template <Scalar T, Selection Keep, bool Recycles, Scalar R>
 class TokenAttention {
  public:
   /// A KV head's step: the caller sets `kind`, run() the rest.
@@ -46,7 +46,7 @@ class TokenAttention {
         heads_(shape.kv_heads, Head{}),
         work_(shape.kv_heads),
         lse_(shape.query_heads) {
-    if constexpr (Recycles) cache_ = RecycleCache<T>(shape, options.capacity);
+    if constexpr (Recycles) cache_ = RecycleCache<R>(shape, options.capacity);
     reserve_selections(options.max_length);
     if (keeps_sketch(options)) {
       sketch_.emplace(shape, options.sketch.coordinates, options.layer);
@@ -74,7 +74,7 @@ class TokenAttention {
   const detail::LayerScratch<T, Recycles>& scratch() const noexcept { return scratch_; }
   Array<Head>& heads() noexcept { return heads_; }
   const Array<Head>& heads() const noexcept { return heads_; }
-  const RecycleCache<T>& cache() const noexcept { return cache_; }
+  const RecycleCache<R>& cache() const noexcept { return cache_; }
 
   /// The step of the token whose row is the last of `kv`.
   template <class E>
@@ -86,6 +86,7 @@ class TokenAttention {
         if (heads_[g].kind == StepKind::sketched) look_at_sketch(g, kv);
       });
     }
+    work_.begin();
     for (index_t g = 0; g < shape_.kv_heads; ++g) lay_out(g, kv);
     attend(executor);
     executor(shape_.kv_heads, [&](index_t g) { finish(g, kv, out); });
@@ -106,7 +107,8 @@ class TokenAttention {
     for (index_t i = 0; i < tokens; ++i) {
       const index_t seen = length - tokens + 1 + i;
       const Visible visible(options_, seen - 1);
-      for (index_t g = 0; g < shape_.kv_heads; ++g) work_[g] = host_work(g, kv, visible, true);
+      work_.begin();
+      for (index_t g = 0; g < shape_.kv_heads; ++g) work_.read_host(host_work(g, kv, visible, true));
       workspace().pack_queries(window.query(i), 1, shape_, options_.scale);
       attend(executor);
       executor(shape_.kv_heads, [&](index_t g) {
@@ -211,7 +213,8 @@ class TokenAttention {
 
   /// The rows that `visible` names in the host's memory.
   kernels::HeadWork<T> host_work(index_t g, const KvView<T>& kv, const Visible& visible, bool keep_logits) {
-    return {.keys = {kv.head_keys(g), kv.key_strides.position, shape_.head_dim},
+    return {.head = g,
+            .keys = {kv.head_keys(g), kv.key_strides.position, shape_.head_dim},
             .values = {kv.head_values(g), kv.value_strides.position, shape_.value_dim},
             .pages = kv.pages,
             .sinks = visible.sinks,
@@ -238,32 +241,27 @@ class TokenAttention {
       head.reads_host = false;
     }
     const bool keep_logits = Recycles && (head.kind == StepKind::full || detail::wants_attended<Keep>);
-    work_[g] = host_work(g, kv, visible, keep_logits);
-    if (!head.reads_host) {
-      work_[g].keys = cache_.keys(g);
-      work_[g].values = cache_.values(g);
-      work_[g].pages = {};
-      work_[g].sinks = {};
-      work_[g].window = {0, cache_.size(g)};
-    }
-    const auto row_bytes = static_cast<std::uint64_t>(work_[g].keys.bytes() + work_[g].values.bytes());
-    head.rows_read = static_cast<std::uint64_t>(work_[g].size());
-    head.bytes_read = head.rows_read * row_bytes;
-    head.bytes_full = static_cast<std::uint64_t>(visible.size()) * row_bytes;
+    const kernels::HeadWork<T> all = host_work(g, kv, visible, keep_logits);
+    const auto note = [&head](const auto& work) {
+      head.rows_read = static_cast<std::uint64_t>(work.size());
+      head.bytes_read = head.rows_read * static_cast<std::uint64_t>(work.keys.bytes() + work.values.bytes());
+    };
+    note(all);
+    head.bytes_full = head.bytes_read;
+    if (head.reads_host) return work_.read_host(all);
+    const kernels::HeadWork<R> kept{
+        .head = g, .keys = cache_.keys(g), .values = cache_.values(g), .window = {0, cache_.size(g)}, .sink = all.sink};
+    note(kept);
+    work_.read_recycled(kept);
   }
 
   /// Runs all pieces of all heads.
   template <class E>
   void attend(E& executor) {
-    const std::span<kernels::HeadWork<T>> heads{work_.data(), static_cast<std::size_t>(work_.size())};
-    const kernels::Cut cut = kernels::cut(heads);
-    executor(cut.tasks, [&](index_t task) {
-      kernels::attend_task<Isa, T>(heads, cut, task, shape_.group(), options_.soft_cap, workspace());
-    });
+    work_.run(executor, shape_.group(), options_.soft_cap, workspace());
   }
   void merge(index_t g, float* out) noexcept {
-    kernels::merge_pieces(work_[g], shape_.group(), shape_.value_dim, workspace(), out,
-                          lse_.data() + g * shape_.group());
+    work_.merge(g, shape_.group(), shape_.value_dim, workspace(), out, lse_.data() + g * shape_.group());
   }
 
   template <class E>
@@ -350,10 +348,10 @@ class TokenAttention {
   index_t chosen_for_ = 0;  // the host chose what the step that makes so many positions recycles; 0: it didn't
   std::optional<KeySketch<T>> sketch_;
   std::vector<Keep> selections_;  // one for each KV head
-  RecycleCache<T> cache_;
+  RecycleCache<R> cache_;
   detail::LayerScratch<T, Recycles> scratch_;
   Array<Head> heads_;
-  Array<kernels::HeadWork<T>> work_;
+  StepWork<T, R> work_;
   Array<float> lse_;  // [query_heads]
 };
 

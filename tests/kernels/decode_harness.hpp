@@ -54,7 +54,8 @@ inline bool all_nan(std::span<const float> values) {
 template <Scalar T>
 kernels::HeadWork<T> full_work(const KvView<T>& kv, const Shape& shape, index_t g, const AttentionOptions& options) {
   const Visible visible(options, kv.length - 1);
-  return {.keys = {kv.head_keys(g), kv.key_strides.position, shape.head_dim},
+  return {.head = g,
+          .keys = {kv.head_keys(g), kv.key_strides.position, shape.head_dim},
           .values = {kv.head_values(g), kv.value_strides.position, shape.value_dim},
           .pages = kv.pages,
           .sinks = visible.sinks,
@@ -77,13 +78,14 @@ Outcome run(const Shape& shape, std::vector<kernels::HeadWork<T>> work, index_t 
                                 kernels::block);
   workspace.pack_queries(query.data(), 1, shape, options.scale);
   const std::span<kernels::HeadWork<T>> heads(work);
-  const kernels::Cut cut = kernels::cut(heads);
+  const kernels::Cut cut = kernels::cut(heads, shape.kv_heads);
   for (index_t task = 0; task < cut.tasks; ++task) {
     kernels::attend_task<Isa, T>(heads, cut, backwards ? cut.tasks - 1 - task : task, group, options.soft_cap,
                                  workspace);
   }
   for (index_t g = 0; g < shape.kv_heads; ++g) {
-    kernels::merge_pieces<Isa>(work[static_cast<std::size_t>(g)], group, shape.value_dim, workspace,
+    const kernels::HeadWork<T>& head = work[static_cast<std::size_t>(g)];
+    kernels::merge_pieces<Isa>(head.first_tile, head.pieces(), group, shape.value_dim, workspace,
                                result.out.data() + g * group * shape.value_dim, result.lse.data() + g * group);
   }
   return result;

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <recycled/simd/math.hpp>
 
@@ -67,6 +68,29 @@ TYPED_TEST(Simd, BroadcastZeroLoadAndStoreFillEveryLane) {
   EXPECT_EQ(this->unpack(Isa::broadcast(2.5F)), this->make([](int) { return 2.5F; }));
   const auto lanes = this->make([](int i) { return 1.0F + static_cast<float>(i); });
   EXPECT_EQ(this->unpack(this->pack(lanes)), lanes);
+}
+
+TYPED_TEST(Simd, StoresRoundToTheNearestHalfAndBfloat) {
+  using Isa = TypeParam;
+  const auto expect = [&]<class T>(const std::vector<float>& numbers, T /*type*/) {
+    for (std::size_t start = 0; start < numbers.size(); start += Isa::width) {
+      const auto lanes =
+          this->make([&](int i) { return numbers[(start + static_cast<std::size_t>(i)) % numbers.size()]; });
+      std::array<T, static_cast<std::size_t>(Isa::width)> stored;
+      Isa::store(stored.data(), this->pack(lanes));
+      for (std::size_t i = 0; i < lanes.size(); ++i) {
+        EXPECT_TRUE(same(static_cast<float>(stored[i]), static_cast<float>(static_cast<T>(lanes[i])))) << lanes[i];
+      }
+    }
+  };
+  std::vector<float> numbers{0,     -0.0F, inf,     -inf,     nan,   -nan,    65504,
+                             65519, 65520, 3.4e38F, -3.4e38F, 1e-8F, 5.9e-8F, 2e-39F};
+  numbers.push_back(std::bit_cast<float>(0x7F800001));  // a NaN that is only in the bits that are rounded away
+  reference::Random random(11);
+  for (int i = 0; i < 4000; ++i) numbers.push_back(std::ldexp(random.normal(), i % 60 - 35));
+  for (std::uint32_t i = 0; i < 4000; ++i) numbers.push_back(std::bit_cast<float>(0x38000000 + i * 0x800));  // ties
+  expect(numbers, half{});
+  expect(numbers, bfloat16{});
 }
 
 TYPED_TEST(Simd, ArithmeticIsTheScalarOne) {

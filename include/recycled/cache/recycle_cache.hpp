@@ -16,8 +16,8 @@ namespace recycled::inline RECYCLED_ABI {
 
 /// K + 1 slots for each KV head: at a recycled step the new token takes the free one, attention reads all of them in
 /// one contiguous run, and then the entry of lowest rank leaves: its slot is the next free one. No row ever moves for
-/// that.
-template <Scalar T>
+/// that. Rows are of type R, whatever the host's are.
+template <Scalar R>
 class RecycleCache {
  public:
   RecycleCache() = default;
@@ -39,8 +39,8 @@ class RecycleCache {
   index_t last_evictor(index_t head) const noexcept { return heads_[head].last_evictor; }
 
   // Slots [0, size): all entries, after insert() or close_gap().
-  kernels::Rows<T> keys(index_t head) const noexcept { return {key(head, 0), key_row(), key_dim_}; }
-  kernels::Rows<T> values(index_t head) const noexcept { return {value(head, 0), value_row(), value_dim_}; }
+  kernels::Rows<R> keys(index_t head) const noexcept { return {key(head, 0), key_row(), key_dim_}; }
+  kernels::Rows<R> values(index_t head) const noexcept { return {value(head, 0), value_row(), value_dim_}; }
   std::span<const index_t> positions(index_t head) const noexcept { return {position(head), slots(head)}; }
   std::span<float> ranks(index_t head) noexcept { return {rank(head), slots(head)}; }
 
@@ -53,6 +53,7 @@ class RecycleCache {
   }
 
   /// Puts the new token's row of `view` into the free slot; size may now be K + 1 until settle().
+  template <Scalar T>
   void insert(index_t head, index_t new_position, const KvView<T>& view) noexcept {
     Head& h = heads_[head];
     write(head, h.free, new_position, newcomer_rank, view);
@@ -74,6 +75,7 @@ class RecycleCache {
   /// Holds `chosen` (ascending, at most K) from now on, ranked by ranks[position]. Only rows that were not held already
   /// are copied: neighbouring full steps choose much the same. The token at `by` chose, among `view`'s positions up to
   /// its own. `marks` is scratch: a zeroed bit for each position of the view, zeroed again on return.
+  template <Scalar T>
   void rebuild(index_t head, std::span<const index_t> chosen, std::span<const float> ranks, const KvView<T>& view,
                index_t by, std::uint64_t* marks) noexcept {
     close_gap(head);
@@ -144,13 +146,13 @@ class RecycleCache {
   };
 
   index_t slot_elements(const Shape& shape, index_t dim) const {
-    return detail::checked_product(shape.kv_heads * (capacity_ + 1), dim / values_per_element<T>, "recycle cache size");
+    return detail::checked_product(shape.kv_heads * (capacity_ + 1), dim / values_per_element<R>, "recycle cache size");
   }
-  index_t key_row() const noexcept { return key_dim_ / values_per_element<T>; }
-  index_t value_row() const noexcept { return value_dim_ / values_per_element<T>; }
+  index_t key_row() const noexcept { return key_dim_ / values_per_element<R>; }
+  index_t value_row() const noexcept { return value_dim_ / values_per_element<R>; }
   index_t slot_index(index_t head, index_t slot) const noexcept { return head * (capacity_ + 1) + slot; }
-  const T* key(index_t head, index_t slot) const noexcept { return keys_.data() + slot_index(head, slot) * key_row(); }
-  const T* value(index_t head, index_t slot) const noexcept {
+  const R* key(index_t head, index_t slot) const noexcept { return keys_.data() + slot_index(head, slot) * key_row(); }
+  const R* value(index_t head, index_t slot) const noexcept {
     return values_.data() + slot_index(head, slot) * value_row();
   }
   index_t* position(index_t head) noexcept { return positions_.data() + slot_index(head, 0); }
@@ -158,12 +160,15 @@ class RecycleCache {
   float* rank(index_t head) noexcept { return ranks_.data() + slot_index(head, 0); }
   std::size_t slots(index_t head) const noexcept { return static_cast<std::size_t>(size(head)); }
 
+  template <Scalar T>
   void write(index_t head, index_t slot, index_t from, float new_rank, const KvView<T>& view) noexcept {
-    std::copy_n(view.key(from, head), key_row(), keys_.data() + slot_index(head, slot) * key_row());
-    std::copy_n(view.value(from, head), value_row(), values_.data() + slot_index(head, slot) * value_row());
+    kernels::copy_row<simd::native>(view.key(from, head), key_dim_, keys_.data() + slot_index(head, slot) * key_row());
+    kernels::copy_row<simd::native>(view.value(from, head), value_dim_,
+                                    values_.data() + slot_index(head, slot) * value_row());
     position(head)[slot] = from;
     rank(head)[slot] = new_rank;
   }
+  template <Scalar T>
   void fetch(index_t head, index_t from, const KvView<T>& view) const noexcept {
     constexpr index_t line = 64;
     for (index_t b = 0; b < kernels::row_bytes<T>(key_dim_); b += line) simd::prefetch_l1(view.key(from, head), b);
@@ -199,8 +204,8 @@ class RecycleCache {
   index_t capacity_ = 0;
   index_t key_dim_ = 0;
   index_t value_dim_ = 0;
-  Array<T> keys_;             // [kv_heads, capacity + 1, key_dim]
-  Array<T> values_;           // [kv_heads, capacity + 1, value_dim]
+  Array<R> keys_;             // [kv_heads, capacity + 1, key_dim]
+  Array<R> values_;           // [kv_heads, capacity + 1, value_dim]
   Array<index_t> positions_;  // [kv_heads, capacity + 1]
   Array<float> ranks_;        // [kv_heads, capacity + 1]
   Array<Head> heads_;         // [kv_heads]

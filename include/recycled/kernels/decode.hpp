@@ -35,6 +35,7 @@ constexpr index_t piece_length(index_t positions, index_t kv_heads) {
 /// What one KV head attends to in this step.
 template <Scalar T>
 struct HeadWork {
+  index_t head = 0;  ///< whose queries
   Rows<T> keys = {};
   Rows<T> values = {};
   Pages pages = {};        ///< which row is that of a position
@@ -54,6 +55,7 @@ struct HeadWork {
 /// How the heads of a step are cut into tasks.
 struct Cut {
   index_t tasks = 0;
+  index_t tiles = 0;      ///< numbers from here on are free
   bool together = false;  ///< a task is a piece of all heads, else of one
 };
 
@@ -70,17 +72,18 @@ bool lie_together(std::span<const HeadWork<T>> heads) {
          });
 }
 
-/// Cuts all heads and numbers their tiles, head by head.
+/// Cuts heads, of the layer's `kv_heads`, and numbers their tiles, head by head, from `tiles` on.
 template <Scalar T>
-Cut cut(std::span<HeadWork<T>> heads) {
+Cut cut(std::span<HeadWork<T>> heads, index_t kv_heads, index_t tiles = 0) {
+  if (heads.empty()) return {0, tiles, false};
   const bool together = lie_together<T>(heads);
-  index_t tiles = 0;
+  const index_t first = tiles;
   for (HeadWork<T>& head : heads) {
-    head.piece = piece_length(head.size(), static_cast<index_t>(heads.size()));
+    head.piece = piece_length(head.size(), kv_heads);
     head.first_tile = tiles;
     tiles += head.pieces();
   }
-  return {together ? heads.front().pieces() : tiles, together};
+  return {together ? heads.front().pieces() : tiles - first, tiles, together};
 }
 
 /// `rows` of `positions` side by side: where they are or, if they are scattered, copied to `room`.
@@ -101,15 +104,16 @@ Rows<T> gather(const Rows<T>& rows, const Pages& pages, const Range& positions, 
 template <class Isa, Scalar T>
 void attend_task(std::span<const HeadWork<T>> heads, const Cut& cut, index_t task, index_t group, float soft_cap,
                  Workspace<Isa>& workspace) {
-  const auto alone = [&] {  // the head whose tiles hold the task's number
+  const index_t tile = heads.front().first_tile + task;
+  const auto alone = [&] {  // the head whose tiles hold that one
     const auto after =
-        std::upper_bound(heads.begin(), heads.end(), task, [](index_t t, const auto& h) { return t < h.first_tile; });
+        std::upper_bound(heads.begin(), heads.end(), tile, [](index_t t, const auto& h) { return t < h.first_tile; });
     return after - 1 - heads.begin();
   };
   const index_t first = cut.together ? 0 : alone();
   const index_t end = cut.together ? static_cast<index_t>(heads.size()) : first + 1;
   const auto head = [&](index_t g) -> const HeadWork<T>& { return heads.data()[g]; };
-  const index_t piece = cut.together ? task : task - head(first).first_tile;
+  const index_t piece = cut.together ? task : tile - head(first).first_tile;
   const auto state = [&](index_t g) { return workspace.tile(head(g).first_tile + piece, group); };
   const index_t room = head(first).first_tile + piece;  // one for all heads, so that it stays in L1
   for (index_t g = first; g < end; ++g) state(g).clear();
@@ -136,22 +140,21 @@ void attend_task(std::span<const HeadWork<T>> heads, const Cut& cut, index_t tas
         const Rows<T> keys = gather(head(g).keys, head(g).pages, positions, workspace.wide_keys(room));
         const Rows<T> values = gather(head(g).values, head(g).pages, positions, workspace.wide_values(room));
         if (keys.stride != head(g).keys.stride) next = nullptr;  // scattered, and the next ones are likely to be, too
-        attend_block<Isa>(keys, values, positions.size(), workspace.queries(g * group, group), soft_cap, state(g),
-                          head(g).sink.from(positions.begin), next);
+        attend_block<Isa>(keys, values, positions.size(), workspace.queries(head(g).head * group, group), soft_cap,
+                          state(g), head(g).sink.from(positions.begin), next);
       }
     });
   }
 }
 
-/// Merges the pieces of head `g` into its first tile; writes its group's lse [group] and, unless `out` is null,
+/// Merges a head's pieces into the first of their tiles; writes its group's lse [group] and, unless `out` is null,
 /// outputs [group, value_dim].
-template <class Isa, Scalar T>
-void merge_pieces(const HeadWork<T>& head, index_t group, index_t value_dim, Workspace<Isa>& workspace, float* out,
-                  float* lse) {
+template <class Isa>
+void merge_pieces(index_t first_tile, index_t pieces, index_t group, index_t value_dim, Workspace<Isa>& workspace,
+                  float* out, float* lse) {
   for (index_t r = 0; r < group; ++r) {
-    SoftmaxState merged = workspace.tile(head.first_tile, group).row(r);
-    for (index_t p = 1; p < head.pieces(); ++p)
-      merged.merge(workspace.tile(head.first_tile + p, group).row(r), value_dim);
+    SoftmaxState merged = workspace.tile(first_tile, group).row(r);
+    for (index_t p = 1; p < pieces; ++p) merged.merge(workspace.tile(first_tile + p, group).row(r), value_dim);
     lse[r] = merged.lse();
     if (out != nullptr) merged.normalize(out + r * value_dim, value_dim);
   }

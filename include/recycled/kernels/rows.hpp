@@ -35,6 +35,22 @@ struct Rows {
   index_t stride_bytes() const noexcept { return stride * static_cast<index_t>(sizeof(T)); }
 };
 
+/// The `dim` values of a stored row as R stores them.
+template <class Isa, Scalar T, Scalar R>
+void copy_row(const T* from, index_t dim, R* to) {
+  if constexpr (std::is_same_v<T, R>) {
+    std::copy_n(from, dim / values_per_element<T>, to);
+  } else {
+    static_assert(values_per_element<R> == 1, "no rows are rounded to blocks");
+    index_t i = 0;
+    for (; i + Isa::width <= dim; i += Isa::width) Isa::store(to + i, simd::load<Isa>(from, i));
+    if (i == dim) return;
+    R rest[Isa::width];
+    Isa::store(rest, simd::load_first<Isa>(from, i, dim - i));
+    std::copy_n(rest, dim - i, to + i);
+  }
+}
+
 /// The scales of rows [0, count) for their values [32 i, 32 i + 32), as floats, zeros behind them up to a whole block:
 /// one conversion for a vector of rows, and where it is used a broadcast from memory.
 template <class Isa>

@@ -40,6 +40,21 @@ struct avx512 {
   static vec load_first(const half* p, index_t n) { return widen_half(_mm256_maskz_loadu_epi16(mask(n), p)); }
   static vec load_first(const bfloat16* p, index_t n) { return widen_bfloat(_mm256_maskz_loadu_epi16(mask(n), p)); }
   static void store(float* p, vec a) { _mm512_storeu_ps(p, a); }
+  static void store(half* p, vec a) {
+    const __m256i halfs = _mm512_maskz_cvtps_ph(all, a, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halfs);
+  }
+  // Not AVX512_BF16's conversion, which takes subnormal numbers for zeros.
+  static void store(bfloat16* p, vec a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_maskz_srli_epi32(all, bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    const __m512i quiet =
+        _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));  // what rounding makes of a NaN may be none
+    const __m512i kept = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), rounded, quiet);
+    const __m256i words = _mm512_maskz_cvtepi32_epi16(all, _mm512_maskz_srli_epi32(all, kept, 16));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+  }
 
   static vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
   static vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }

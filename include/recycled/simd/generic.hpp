@@ -36,6 +36,13 @@ struct generic {
   static vec load_quants(const std::int8_t* p) { return __builtin_convertvector((ints{p[0], p[1], p[2], p[3]}), vec); }
   static vec broadcast(half x) { return broadcast(static_cast<float>(x)); }
   static void store(float* p, vec a) { std::memcpy(p, &a, sizeof a); }
+  /// Rounded to the nearest, ties to even.
+  static void store(half* p, vec a) {
+    for (int i = 0; i < width; ++i) p[i] = static_cast<half>(a[i]);
+  }
+  static void store(bfloat16* p, vec a) {
+    for (int i = 0; i < width; ++i) p[i] = static_cast<bfloat16>(a[i]);
+  }
 
   static vec add(vec a, vec b) { return a + b; }
   static vec sub(vec a, vec b) { return a - b; }

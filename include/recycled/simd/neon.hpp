@@ -35,6 +35,17 @@ struct neon {
   }
   static vec broadcast(half x) { return vdupq_n_f32(static_cast<float>(x)); }
   static void store(float* p, vec a) { vst1q_f32(p, a); }
+  static void store(half* p, vec a) {
+    vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(a)));
+  }
+  static void store(bfloat16* p, vec a) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(a);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7FFF)));
+    const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));  // what rounding makes of a NaN may be none
+    const uint32x4_t kept = vbslq_u32(vceqq_f32(a, a), rounded, quiet);
+    vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(kept, 16));
+  }
 
   static vec add(vec a, vec b) { return vaddq_f32(a, b); }
   static vec sub(vec a, vec b) { return vsubq_f32(a, b); }
