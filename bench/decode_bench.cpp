@@ -3,6 +3,7 @@
 //   full        attention over all L positions                 recycled    over the K + 1 rows of a set
 //   refresh     a full step that also scores and selects       amortised   a token on average, a refresh every 10
 //   sketched    a refresh by a sketch of the keys                          tokens
+//   recycled_f16, amortised_f16   the same where the host has f32 or q8_0, and rows are recycled as f16
 //
 // All data are random, but the query turns from token to token, so that refreshes replace a part of their sets.
 // Layers take turns, so that no cache holds their rows; repetitions of all rows of a group take turns, so that all see
@@ -39,16 +40,21 @@ void decode(const Case& c, const Wanted& wanted, Run& run) {
   constexpr recycled::SketchOptions sketch{.coordinates = 32, .full_every = index_t{1} << 40};
   const index_t sketched_layers = std::max(
       full_layers, times_to_exceed_cache(static_cast<double>(c.shape.kv_heads * c.length * sketch.coordinates) / 2));
-  const auto make = [&](bool made, index_t count, auto policy, index_t stride, index_t tokens,
-                        const recycled::SketchOptions& with = {}) {
-    using Made = Layers<T, decltype(policy)>;
+  const auto make_as = [&]<class R>(R /*type*/, bool made, index_t count, auto policy, index_t stride, index_t tokens,
+                                    const recycled::SketchOptions& with = {}) {
+    using Made = Layers<T, decltype(policy), R>;
     return made ? std::make_unique<Made>(c, memories, query, count, policy, stride, tokens, pool, with) : nullptr;
   };
+  const auto make = [&](auto... arguments) { return make_as(T{}, arguments...); };
   const auto full = make(true, full_layers, recycled::AlwaysFull{}, 1, 1);
   const auto recycled = make(wanted.recycling, set_layers, recycled::NeverFull{}, 1, 1);
   const auto refresh = make(wanted.recycling, full_layers, recycled::FixedStride{1}, 1, 10);
   const auto sketched = make(wanted.sketch, sketched_layers, recycled::FixedStride{1}, 1, 10, sketch);
   const auto amortised = make(wanted.recycling, set_layers, recycled::FixedStride{10}, 10, 1);
+  using AsHalf = std::conditional_t<std::is_same_v<T, float> || std::is_same_v<T, q8_0>, half, T>;
+  const bool mixed = wanted.recycling && !std::is_same_v<AsHalf, T>;
+  const auto recycled_half = make_as(AsHalf{}, mixed, set_layers, recycled::NeverFull{}, 1, 1);
+  const auto amortised_half = make_as(AsHalf{}, mixed, set_layers, recycled::FixedStride{10}, 10, 1);
 
   Group group;
   Reader reader;
@@ -66,6 +72,8 @@ void decode(const Case& c, const Wanted& wanted, Run& run) {
   add("refresh", refresh);
   add("sketched", sketched);
   add("amortised", amortised, 10);
+  add("recycled_f16", recycled_half);
+  add("amortised_f16", amortised_half, 10);
   if (wanted.peers) {
     run.peers.add(
         group,
@@ -79,7 +87,9 @@ void decode(const Case& c, const Wanted& wanted, Run& run) {
   }
 
   auto times = group.run();
-  for (double& us : times["amortised"]) us /= 10;
+  for (const char* ten : {"amortised", "amortised_f16"}) {
+    for (double& us : times[ten]) us /= 10;
+  }
   const double read = run.read(c.threads, Reader::bytes_read() / median(times["read"]));
   const double fma = run.fma(c.threads, Multiplier::flops(c.threads) / median(times["fma"]));
   std::vector<Row> rows;
@@ -97,9 +107,11 @@ void decode(const Case& c, const Wanted& wanted, Run& run) {
   take("refresh", refresh);
   take("sketched", sketched);
   take("amortised", amortised);
+  take("recycled_f16", recycled_half);
+  take("amortised_f16", amortised_half);
   for (const Row& row : run.peers.rows(times, rows.front())) rows.push_back(row);
   for (const Row& row : rows) print(row);
-  std::printf("%-36s %2d %36.1f GB/s %26.1f GFLOP/s\n", "machine", c.threads, read * 1e-3, fma * 1e-3);
+  std::printf("%-37s %2d %36.1f GB/s %26.1f GFLOP/s\n", "machine", c.threads, read * 1e-3, fma * 1e-3);
   run.rows.insert(run.rows.end(), rows.begin(), rows.end());
 }
 

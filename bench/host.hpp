@@ -112,7 +112,8 @@ class TurningQuery {
 /// `layers` objects, used in turn; their sets are chosen, and their phases spread over `stride` tokens, so that any
 /// stretch of the measurement holds full and recycled steps in their true proportion. Every full step, and every choice
 /// by a sketch, reads the next of the memories. `tokens`: how far the query turns from one step to the next.
-template <class T, class Policy>
+/// R: what rows are recycled as.
+template <class T, class Policy, class R = T>
 class Layers {
  public:
   Layers(const Case& c, const Memories<T>& memories, const TurningQuery& query, index_t layers, Policy policy,
@@ -166,7 +167,7 @@ class Layers {
   index_t tokens_;
   std::vector<float> out_;
   std::shared_ptr<recycled::Scratch> scratch_ = std::make_shared<recycled::Scratch>();
-  std::vector<recycled::LayerAttention<T, Policy>> layers_;
+  std::vector<recycled::LayerAttention<T, Policy, recycled::TopK, R>> layers_;
   recycled::HeadStatistics before_;
   index_t next_ = 0;
   index_t steps_ = 0;

@@ -116,13 +116,13 @@ inline std::string known(const char* format, double x) {
 inline std::string ratio(const Row& row, const std::string& peer) { return known("%.2f", row.faster_than(peer)); }
 
 inline void print_header() {
-  std::printf("%-12s %-5s %4s %3s %3s %7s %6s %2s %-4s %10s %6s %6s %6s %6s %7s %7s %7s\n", "name", "type", "dim", "kv",
+  std::printf("%-13s %-5s %4s %3s %3s %7s %6s %2s %-4s %10s %6s %6s %6s %6s %7s %7s %7s\n", "name", "type", "dim", "kv",
               "grp", "L", "K", "t", "rows", "us", "+-", "GB/s", "read", "FMA", "x ggml", "x ORT", "x OV");
 }
 
 inline void print(const Row& row) {
   const Case& c = row.setting;
-  std::printf("%-12s %-5s %4ld %3ld %3ld %7ld %6ld %2d %-4s %10.1f %5.1f%% %6s %6s %6s %7s %7s %7s\n", row.name.c_str(),
+  std::printf("%-13s %-5s %4ld %3ld %3ld %7ld %6ld %2d %-4s %10.1f %5.1f%% %6s %6s %6s %7s %7s %7s\n", row.name.c_str(),
               row.type.c_str(), static_cast<long>(c.shape.head_dim), static_cast<long>(c.shape.kv_heads),
               static_cast<long>(c.shape.group()), static_cast<long>(c.length), static_cast<long>(c.capacity), c.threads,
               row.layout == "position_major" ? "phd" : "hpd", row.median(), 100 * row.spread(),

@@ -25,7 +25,7 @@ usage: replay --trace DIR --layer N --prompt P --capacity K [option...]     (def
                     keys; with @K behind that the policy has a capacity of its own, as
                     self-calibrating:0.5:sketch@256
                     (never,fixed-stride:10,query-similarity:5:0.85)
-  --type TYPE       KV type: f32, f16, bf16 or q8_0 (f16)
+  --type TYPE       KV type: f32, f16, bf16 or q8_0, or f32/f16 or q8_0/f16, where rows are recycled as f16 (f16)
   --tokens N        decode steps (all that follow the prompt)
   --threads N       threads (1)
   --json FILE       write the table as JSON, an object a policy

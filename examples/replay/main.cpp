@@ -39,11 +39,14 @@ class OutputFile {
 std::vector<Result> run(const std::string& type, const Trace& trace, const replay::Options& options) {
   replay::ProgressBar bar;
   const auto progress = [&bar](auto done, auto total) { bar(done, total); };
+  using recycled::half, recycled::bfloat16, recycled::q8_0;
   if (type == "f32") return replay::run<float>(trace, options, progress);
-  if (type == "f16") return replay::run<recycled::half>(trace, options, progress);
-  if (type == "bf16") return replay::run<recycled::bfloat16>(trace, options, progress);
-  if (type == "q8_0") return replay::run<recycled::q8_0>(trace, options, progress);
-  throw std::invalid_argument("--type = " + type + ", expected f32, f16, bf16 or q8_0");
+  if (type == "f16") return replay::run<half>(trace, options, progress);
+  if (type == "bf16") return replay::run<bfloat16>(trace, options, progress);
+  if (type == "q8_0") return replay::run<q8_0>(trace, options, progress);
+  if (type == "f32/f16") return replay::run<float, half>(trace, options, progress);
+  if (type == "q8_0/f16") return replay::run<q8_0, half>(trace, options, progress);
+  throw std::invalid_argument("--type = " + type + ", expected f32, f16, bf16, q8_0, f32/f16 or q8_0/f16");
 }
 
 void replay_trace(const CommandLine& line) {

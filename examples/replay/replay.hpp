@@ -16,7 +16,8 @@ namespace replay {
 /// Called with (work done, work in all).
 using Progress = std::function<void(index_t, index_t)>;
 
-template <recycled::Scalar T>
+/// Keys and values are of type T, and recycled as R.
+template <recycled::Scalar T, recycled::Scalar R>
 class Replay {
  public:
   /// Throws std::invalid_argument for options that don't fit the trace.
@@ -43,11 +44,16 @@ class Replay {
   }
 
  private:
-  using Full = recycled::LayerAttention<T, recycled::AlwaysFull>;
-  using Layer = std::variant<
-      Full, recycled::LayerAttention<T, recycled::NeverFull>, recycled::LayerAttention<T, recycled::FixedStride>,
-      recycled::LayerAttention<T, recycled::QuerySimilarity>, recycled::LayerAttention<T, recycled::SelfCalibrating>,
-      recycled::LayerAttention<T, recycled::Budgeted>>;
+  template <recycled::Schedule S>
+  using LayerOf = recycled::LayerAttention<T, S, recycled::TopK, R>;
+  using Full = LayerOf<recycled::AlwaysFull>;
+  template <class>
+  struct LayersOf;
+  template <class... S>
+  struct LayersOf<std::variant<S...>> {
+    using type = std::variant<LayerOf<S>...>;
+  };
+  using Layer = typename LayersOf<AnySchedule>::type;
   using Sets = std::vector<std::vector<index_t>>;  // for each KV head the positions held
 
   static Options checked(Options options, const Trace& trace) {
@@ -89,11 +95,10 @@ class Replay {
     return layers;
   }
   template <recycled::Schedule S>
-  recycled::LayerAttention<T, S> begin(const Policy& policy, const S& schedule) const {
+  LayerOf<S> begin(const Policy& policy, const S& schedule) const {
     const index_t capacity = policy.capacity > 0 ? policy.capacity : options_.capacity;
-    recycled::LayerAttention<T, S> layer(trace_.shape,
-                                         {.capacity = capacity, .max_length = trace_.tokens, .sketch = policy.sketch()},
-                                         schedule, policy.selection());
+    LayerOf<S> layer(trace_.shape, {.capacity = capacity, .max_length = trace_.tokens, .sketch = policy.sketch()},
+                     schedule, policy.selection());
     // As many of the prompt's last queries as the trace has, up to what a sketch makes use of.
     const index_t first = std::max(trace_.first_query, options_.prompt - 64);
     layer.observe(trace_.queries_of(first, options_.prompt), options_.prompt);
@@ -217,10 +222,11 @@ class Replay {
   std::vector<float> out_;
 };
 
-/// Replays `trace` with keys and values rounded to T. The first result is that of full attention, named "full".
-template <recycled::Scalar T>
+/// Replays `trace` with keys and values rounded to T, and to R as they are recycled. The first result is that of full
+/// attention, named "full".
+template <recycled::Scalar T, recycled::Scalar R = T>
 std::vector<Result> run(const Trace& trace, const Options& options, const Progress& progress = {}) {
-  return Replay<T>(trace, options).run(progress);
+  return Replay<T, R>(trace, options).run(progress);
 }
 
 }  // namespace replay
