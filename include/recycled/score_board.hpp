@@ -70,20 +70,21 @@ class ScoreBoard {
   void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
               RecycleCache<R>& cache) noexcept {
     const index_t length = visible.window.end;
-    const std::span<float> ranked(ranks(g), static_cast<std::size_t>(length));
-    selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt}, ranked);
+    const bool by_scores = detail::ranks_are_scores(selection);
+    const std::span<float> ranked(by_scores ? log_weights(g) : ranks(g), static_cast<std::size_t>(length));
+    if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt}, ranked);
     if (visible.window.begin > visible.sinks.end) {
       // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
       for (float& rank : ranked) rank = detail::sane_rank(rank);
     }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
-      ranks(g)[j] = std::numeric_limits<float>::quiet_NaN();
+      ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
     if (source == Source::sketch) prefer_ends(ranked);
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
     if (source == Source::sketch) {
       chosen.back() = length - 1;  // whatever else ranks at infinity
-      ranks(g)[length - 1] = newcomer_rank;
+      ranked.back() = newcomer_rank;
     }
     cache.rebuild(g, chosen, ranked, view, length - 1, marks_of(g));
   }

@@ -30,9 +30,9 @@ class StepWork {
   template <class E, class Isa>
   void run(E& executor, index_t group, float soft_cap, kernels::Workspace<Isa>& workspace) {
     const kernels::Cut first = kernels::cut(host_.all(), tiles_.size());
-    const kernels::Cut second = kernels::cut(recycled_.all(), tiles_.size(), first.tiles);
-    host_.note(tiles_);
-    recycled_.note(tiles_);
+    const kernels::Cut second = kernels::cut(recycled_.all(), tiles_.size());
+    for (const auto& work : host_.all()) note(work);
+    for (const auto& work : recycled_.all()) note(work);
     executor(first.tasks + second.tasks, [&](index_t task) {
       if (task < first.tasks) {
         kernels::attend_task<Isa, T>(host_.all(), first, task, group, soft_cap, workspace);
@@ -40,6 +40,15 @@ class StepWork {
         kernels::attend_task<Isa, R>(recycled_.all(), second, task - first.tasks, group, soft_cap, workspace);
       }
     });
+  }
+  /// Runs the pieces of a head at once, on the calling thread: its rows are in that core's cache. Heads may do so in
+  /// parallel.
+  template <class Isa>
+  void run_alone(kernels::HeadWork<R> work, index_t group, float soft_cap, kernels::Workspace<Isa>& workspace) {
+    kernels::cut(work, tiles_.size());
+    note(work);
+    for (index_t task = 0; task < work.pieces(); ++task)
+      kernels::attend_task<Isa, R>({&work, 1}, {}, task, group, soft_cap, workspace);
   }
   /// Writes the lse [group] of KV head `g` and, unless `out` is null, its outputs [group, value_dim].
   template <class Isa>
@@ -62,12 +71,14 @@ class StepWork {
     explicit Part(index_t kv_heads) : heads(kv_heads) {}
     void add(const kernels::HeadWork<S>& work) noexcept { heads[count++] = work; }
     std::span<kernels::HeadWork<S>> all() noexcept { return {heads.data(), static_cast<std::size_t>(count)}; }
-    void note(Array<Tiles>& tiles) noexcept {
-      for (const kernels::HeadWork<S>& work : all()) tiles[work.head] = {work.first_tile, work.pieces()};
-    }
     Array<kernels::HeadWork<S>> heads;
     index_t count = 0;
   };
+
+  template <Scalar S>
+  void note(const kernels::HeadWork<S>& work) noexcept {
+    tiles_[work.head] = {work.first_tile, work.pieces()};
+  }
 
   Part<T> host_;
   Part<R> recycled_;

@@ -84,10 +84,16 @@ class TokenAttention {
     if (std::any_of(heads_.begin(), heads_.end(), [](const Head& head) { return head.kind == StepKind::sketched; })) {
       executor(shape_.kv_heads, [&](index_t g) {
         if (heads_[g].kind == StepKind::sketched) look_at_sketch(g, kv);
+        // What was just copied is read before it leaves this core's cache, unless that leaves most cores idle.
+        if (heads_[g].kind == StepKind::sketched && shape_.kv_heads >= enough_heads) {
+          work_.run_alone(lay_out_set(g, all_work(g, kv)), shape_.group(), options_.soft_cap, workspace());
+        }
       });
     }
     work_.begin();
-    for (index_t g = 0; g < shape_.kv_heads; ++g) lay_out(g, kv);
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      if (heads_[g].kind != StepKind::sketched || shape_.kv_heads < enough_heads) lay_out(g, kv);
+    }
     attend(executor);
     executor(shape_.kv_heads, [&](index_t g) { finish(g, kv, out); });
     if (sketch_) {
@@ -171,6 +177,7 @@ class TokenAttention {
 
  private:
   using Isa = simd::native;
+  static constexpr index_t enough_heads = 4;
 
   static bool keeps_sketch(const LayerOptions& options) {
     return Recycles && options.sketch.coordinates > 0 && options.attention.window == 0;
@@ -222,37 +229,47 @@ class TokenAttention {
             .sink = keep_logits ? scores().sink(g) : kernels::LogitSink{}};
   }
 
+  /// What a full step of KV head `g` reads.
+  kernels::HeadWork<T> all_work(index_t g, const KvView<T>& kv) {
+    const bool keep_logits = Recycles && (heads_[g].kind == StepKind::full || detail::wants_attended<Keep>);
+    return host_work(g, kv, Visible(options_, kv.length - 1), keep_logits);
+  }
   /// Decides what KV head `g` reads; for a recycled step the new token joins the set. Steps are of consecutive
   /// positions, and a set holds visible positions alone: so at most one of them leaves the window at a time, and a set
   /// that is as large as what is visible is all of it.
   void lay_out(index_t g, const KvView<T>& kv) {
     Head& head = heads_[g];
     const index_t own = kv.length - 1;
-    const Visible visible(options_, own);
-    const bool recycled = Recycles && head.kind == StepKind::recycled;
-    head.reads_host = true;
-    if (recycled) {
-      if (visible.window.begin > visible.sinks.end) cache_.remove(g, visible.window.begin - 1, own);
+    const kernels::HeadWork<T> all = all_work(g, kv);
+    bool reads_all = head.kind == StepKind::full;
+    if (head.kind == StepKind::recycled) {
+      if (all.window.begin > all.sinks.end) cache_.remove(g, all.window.begin - 1, own);
       // A set from which nothing is missing is read where it came from: a full step's rows, cuts and bits.
-      head.reads_host = cache_.size(g) + 1 == visible.size();
+      reads_all = cache_.size(g) + 1 == all.size();
       cache_.insert(g, own, kv);
-    } else if (head.kind == StepKind::sketched) {
-      cache_.close_gap(g);
-      head.reads_host = false;
     }
-    const bool keep_logits = Recycles && (head.kind == StepKind::full || detail::wants_attended<Keep>);
-    const kernels::HeadWork<T> all = host_work(g, kv, visible, keep_logits);
-    const auto note = [&head](const auto& work) {
-      head.rows_read = static_cast<std::uint64_t>(work.size());
-      head.bytes_read = head.rows_read * static_cast<std::uint64_t>(work.keys.bytes() + work.values.bytes());
-    };
-    note(all);
+    if (!reads_all) return work_.read_recycled(lay_out_set(g, all));
+    note(head, all);
+    head.reads_host = true;
     head.bytes_full = head.bytes_read;
-    if (head.reads_host) return work_.read_host(all);
+    work_.read_host(all);
+  }
+  /// KV head `g` reads its set, where a full step would read `all`.
+  kernels::HeadWork<R> lay_out_set(index_t g, const kernels::HeadWork<T>& all) noexcept {
+    Head& head = heads_[g];
+    if (head.kind == StepKind::sketched) cache_.close_gap(g);
     const kernels::HeadWork<R> kept{
         .head = g, .keys = cache_.keys(g), .values = cache_.values(g), .window = {0, cache_.size(g)}, .sink = all.sink};
-    note(kept);
-    work_.read_recycled(kept);
+    note(head, all);
+    head.bytes_full = head.bytes_read;
+    note(head, kept);
+    head.reads_host = false;
+    return kept;
+  }
+  template <Scalar S>
+  static void note(Head& head, const kernels::HeadWork<S>& work) noexcept {
+    head.rows_read = static_cast<std::uint64_t>(work.size());
+    head.bytes_read = head.rows_read * static_cast<std::uint64_t>(work.keys.bytes() + work.values.bytes());
   }
 
   /// Runs all pieces of all heads.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 
 #include "reference/feed.hpp"
 
@@ -232,6 +233,40 @@ TEST(OwnSchedule, LearnsFromEveryRefreshOfEachHead) {
     apart = apart || model.head(0).last.full != model.head(1).last.full;
   }
   EXPECT_TRUE(apart);
+}
+
+/// The scores as they are; says so, or not.
+struct Plain {
+  std::shared_ptr<int> asked = std::make_shared<int>(0);
+  bool says_so = false;
+  void rank(const Scores& scores, std::span<float> ranks) const {
+    ++*asked;
+    std::copy(scores.log_weights.begin(), scores.log_weights.end(), ranks.begin());
+  }
+  bool ranks_are_scores() const { return says_so; }
+};
+
+TEST(ASelectionThatRanksByScores, IsNotAsked) {
+  const auto run = [](auto selection, const AttentionOptions& attention) {
+    Decoder<float, FixedStride, decltype(selection)> decoder({1, shape}, {.capacity = capacity, .attention = attention},
+                                                             {.stride = 3}, selection);
+    reference::Tokens tokens(shape, 6);
+    reference::prefill(decoder, tokens.next(prompt));
+    std::vector<std::vector<Positions>> sets;
+    for (int step = 0; step < 20; ++step) {
+      reference::decode(decoder, tokens.next(1));
+      sets.push_back({decoder.layer(0).recycled_positions(0), decoder.layer(0).recycled_positions(1)});
+    }
+    return sets;
+  };
+  for (const AttentionOptions& attention : {AttentionOptions{}, AttentionOptions{.window = 30, .sinks = 2}}) {
+    const Plain asked, spared{.says_so = true};
+    const auto sets = run(asked, attention);
+    EXPECT_GT(*asked.asked, 0);
+    EXPECT_EQ(run(spared, attention), sets);
+    EXPECT_EQ(*spared.asked, 0);
+    EXPECT_EQ(run(TopK{.pool = 1}, attention), sets);
+  }
 }
 
 }  // namespace

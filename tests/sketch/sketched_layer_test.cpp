@@ -203,4 +203,40 @@ TEST(SketchedLayer, OptionsThatCantBeAreRefused) {
             "recycled: SketchOptions.full_every = 0, expected at least 1");
 }
 
+/// Where there are enough heads, each attends as soon as it has its set: to the same rows, and with the same bits on
+/// any number of threads.
+TEST(SketchedStep, OfManyHeadsAttendsHeadByHead) {
+  constexpr Shape many{10, 5, 40, 24};
+  const auto run = [&](auto&& executor) {
+    Decoder<half, SelfCalibrating> decoder({1, many}, sketched, {.late = 0.3F}, {.pool = 1});
+    reference::Tokens tokens(many, 9);
+    reference::Fed<half> fed(many);
+    const std::vector<Token> prompt = tokens.next(200);
+    for (const Token& token : prompt) fed.add(token);
+    reference::prefill(decoder, prompt);
+    std::vector<float> out(10 * 24);
+    Bits all;
+    for (int step = 0; step < 60; ++step) {
+      const Token token = tokens.next();
+      fed.add(token);
+      decoder.step(0, token.query, token.key, token.value, out, executor);
+      const Bits some = reference::bits(out);
+      all.insert(all.end(), some.begin(), some.end());
+      for (index_t g = 0; g < 5; ++g) {
+        if (decoder.layer(0).last_step(g) != StepKind::sketched) continue;
+        const auto truth = fed.attend(g, token.query, decoder.layer(0).recycled_positions(g));
+        for (index_t r = 0; r < 2; ++r)
+          EXPECT_TRUE(reference::near(std::span(out.data() + (g * 2 + r) * 24, 24), truth[at(r)]));
+      }
+    }
+    const HeadStatistics total = decoder.statistics()[0].total();
+    EXPECT_GT(total.sketched_steps, 50U);
+    EXPECT_GT(total.recycled_steps, 50U);
+    EXPECT_EQ(total.rows_read, total.sketched_steps * capacity + total.recycled_steps * (capacity + 1));
+    return all;
+  };
+  ThreadPool pool(3);
+  EXPECT_EQ(run(Serial{}), run(pool));
+}
+
 }  // namespace

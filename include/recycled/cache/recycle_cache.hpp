@@ -168,8 +168,9 @@ class RecycleCache {
     position(head)[slot] = from;
     rank(head)[slot] = new_rank;
   }
+  // Always inline, see simd::prefetch_l1.
   template <Scalar T>
-  void fetch(index_t head, index_t from, const KvView<T>& view) const noexcept {
+  [[gnu::always_inline]] void fetch(index_t head, index_t from, const KvView<T>& view) const noexcept {
     constexpr index_t line = 64;
     for (index_t b = 0; b < kernels::row_bytes<T>(key_dim_); b += line) simd::prefetch_l1(view.key(from, head), b);
     for (index_t b = 0; b < kernels::row_bytes<T>(value_dim_); b += line) simd::prefetch_l1(view.value(from, head), b);

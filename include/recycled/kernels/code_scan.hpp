@@ -127,7 +127,9 @@ struct CodeLogits {
   }
 
  private:
-  float bias(index_t r, index_t j) const { return biases[r * bias_stride + j / code_stretch]; }
+  float bias(index_t r, index_t j) const {
+    return biases[r * bias_stride + static_cast<index_t>(static_cast<std::uint64_t>(j) / code_stretch)];
+  }
   float capped(float logit) const { return soft_cap > 0 ? soft_cap * std::tanh(logit / soft_cap) : logit; }
 };
 

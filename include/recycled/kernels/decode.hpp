@@ -43,7 +43,8 @@ struct HeadWork {
   Range window = {};       ///< positions, or slots of the recycle cache
   LogitSink sink = {};     ///< where the logits are kept for a selection
   index_t piece = block;   ///< positions in a piece
-  index_t first_tile = 0;  ///< its pieces' tiles in the workspace
+  index_t first_tile = 0;  ///< its pieces' tiles in the workspace,
+  index_t first_task = 0;  ///< and the first of the tasks that work on it alone
 
   index_t size() const noexcept { return sinks.size() + window.size(); }
   const T* key(index_t position) const noexcept { return keys[pages.row(position)]; }
@@ -55,7 +56,6 @@ struct HeadWork {
 /// How the heads of a step are cut into tasks.
 struct Cut {
   index_t tasks = 0;
-  index_t tiles = 0;      ///< numbers from here on are free
   bool together = false;  ///< a task is a piece of all heads, else of one
 };
 
@@ -72,18 +72,24 @@ bool lie_together(std::span<const HeadWork<T>> heads) {
          });
 }
 
-/// Cuts heads, of the layer's `kv_heads`, and numbers their tiles, head by head, from `tiles` on.
+/// Cuts one head of the layer's `kv_heads`. Its tiles are its own whatever else is cut.
 template <Scalar T>
-Cut cut(std::span<HeadWork<T>> heads, index_t kv_heads, index_t tiles = 0) {
-  if (heads.empty()) return {0, tiles, false};
-  const bool together = lie_together<T>(heads);
-  const index_t first = tiles;
+void cut(HeadWork<T>& head, index_t kv_heads) {
+  head.piece = piece_length(head.size(), kv_heads);
+  head.first_tile = head.head * most_pieces(kv_heads);
+}
+/// Cuts several.
+template <Scalar T>
+Cut cut(std::span<HeadWork<T>> heads, index_t kv_heads) {
+  if (heads.empty()) return {};
+  index_t tasks = 0;
   for (HeadWork<T>& head : heads) {
-    head.piece = piece_length(head.size(), kv_heads);
-    head.first_tile = tiles;
-    tiles += head.pieces();
+    cut(head, kv_heads);
+    head.first_task = tasks;
+    tasks += head.pieces();
   }
-  return {together ? heads.front().pieces() : tiles - first, tiles, together};
+  const bool together = lie_together<T>(heads);
+  return {together ? heads.front().pieces() : tasks, together};
 }
 
 /// `rows` of `positions` side by side: where they are or, if they are scattered, copied to `room`.
@@ -104,16 +110,15 @@ Rows<T> gather(const Rows<T>& rows, const Pages& pages, const Range& positions, 
 template <class Isa, Scalar T>
 void attend_task(std::span<const HeadWork<T>> heads, const Cut& cut, index_t task, index_t group, float soft_cap,
                  Workspace<Isa>& workspace) {
-  const index_t tile = heads.front().first_tile + task;
-  const auto alone = [&] {  // the head whose tiles hold that one
+  const auto alone = [&] {  // the head whose task it is
     const auto after =
-        std::upper_bound(heads.begin(), heads.end(), tile, [](index_t t, const auto& h) { return t < h.first_tile; });
+        std::upper_bound(heads.begin(), heads.end(), task, [](index_t t, const auto& h) { return t < h.first_task; });
     return after - 1 - heads.begin();
   };
   const index_t first = cut.together ? 0 : alone();
   const index_t end = cut.together ? static_cast<index_t>(heads.size()) : first + 1;
   const auto head = [&](index_t g) -> const HeadWork<T>& { return heads.data()[g]; };
-  const index_t piece = cut.together ? task : tile - head(first).first_tile;
+  const index_t piece = cut.together ? task : task - head(first).first_task;
   const auto state = [&](index_t g) { return workspace.tile(head(g).first_tile + piece, group); };
   const index_t room = head(first).first_tile + piece;  // one for all heads, so that it stays in L1
   for (index_t g = first; g < end; ++g) state(g).clear();

@@ -32,6 +32,7 @@ inline constexpr float newcomer_rank = std::numeric_limits<float>::max();
 /// oldest). Every KV head has its own copy of the object, so state needs no index; heads may work in parallel. `rank`
 /// and `attended` must not throw. Optional members:
 ///     index_t observation_window            prompt queries whose mean weights choose the first set; 1 if absent
+///     bool ranks_are_scores() const         whether rank() would only copy: then it is not called
 ///     void attended(const Attended&, std::span<float> ranks)
 ///                                            after a recycled step, before an entry leaves; may change ranks
 ///     void reserve(index_t length)          before a step over so many positions, on the caller's thread; may throw
@@ -53,6 +54,15 @@ index_t observation_window(const S& selection) {
     return selection.observation_window;
   } else {
     return 1;
+  }
+}
+
+template <class S>
+bool ranks_are_scores(const S& selection) {
+  if constexpr (requires { selection.ranks_are_scores(); }) {
+    return selection.ranks_are_scores();
+  } else {
+    return false;
   }
 }
 

@@ -28,6 +28,7 @@ struct TopK {
     kernels::remember(measured.log_weights, first ? 1 : 1 - memory, scores);
     kernels::max_pool(std::span<const float>(scores), pool, ranks);
   }
+  bool ranks_are_scores() const { return memory == 0 && pool == 1; }
   void reserve(index_t length) {
     const auto size = static_cast<std::size_t>(length);
     if (memory > 0 && scores.capacity() < size) scores.reserve(std::max(size, 2 * scores.capacity()));
