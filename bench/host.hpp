@@ -126,7 +126,8 @@ class Layers {
     const recycled::LayerOptions options{.capacity = c.capacity, .max_length = memories.room(), .sketch = sketch};
     layers_.reserve(static_cast<std::size_t>(layers));
     for (index_t i = 0; i < layers; ++i) {
-      layers_.emplace_back(c.shape, options, policy);
+      // A pool would spread what is high by chance in a sketch's scores.
+      layers_.emplace_back(c.shape, options, policy, recycled::TopK{.pool = sketch.coordinates > 0 ? 1 : 7});
       layers_.back().share(scratch_);
       layers_.back().observe(query(0), c.length);
       for (index_t phase = 0; phase <= i % stride; ++phase) step(i, pool);

@@ -25,8 +25,6 @@ inline constexpr index_t code_block = 32;
 
 /// Positions that share a bias.
 inline constexpr index_t code_stretch = 128;
-/// Bytes from the codes that are being scanned to those that are fetched.
-inline constexpr index_t scanned_ahead = 4096;
 
 /// Bytes of a block's codes; `coordinates` is a multiple of 4.
 constexpr index_t code_block_bytes(index_t coordinates) { return code_block * coordinates / 2; }
@@ -148,7 +146,6 @@ void scan_rows(const std::uint8_t* codes, index_t blocks, index_t coordinates, c
       simd::unroll<Rows>([&](auto r) { simd::unroll<parts>([&](auto i) { sums[r][i] = Isa::zero_sums16(); }); });
       for (index_t c = 0; c < coordinates; c += 4) {
         const std::uint8_t* const four = at + c / 4 * 2 * code_block + first * 2;
-        for (index_t line = 0; line < 2 * lanes * parts; line += 64) simd::prefetch_l1(four, scanned_ahead + line);
         typename Isa::codes unpacked[parts];
         simd::unroll<parts>([&](auto i) { unpacked[i] = Isa::load_codes(four + i * lanes * 2); });
         simd::unroll<Rows>([&](auto r) {
@@ -169,7 +166,8 @@ void scan_rows(const std::uint8_t* codes, index_t blocks, index_t coordinates, c
 template <class Isa>
 class CodeLogSumExp {
  public:
-  void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end) {
+  /// Positions [begin, end) of row r. Meanwhile `ahead` is fetched, so many bytes a position: memory would be idle.
+  void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end, const void* ahead, index_t bytes) {
     const float largest = logits.largest(r, begin, end);
     const float max = largest <= max_ ? max_ : largest;  // a NaN stays
     // A float's bits are about its logarithm: 2^23 (log2 x + 127), if a little is taken off, and back.
@@ -178,6 +176,7 @@ class CodeLogSumExp {
     auto sums = Isa::zero();
     index_t j = begin;
     for (; j + Isa::width <= end; j += Isa::width) {
+      simd::prefetch_l2(ahead, (j - begin) * bytes);
       sums = Isa::add(sums, Isa::from_bits(Isa::max(Isa::fma(logits.load(r, j), factor, offset), Isa::zero())));
     }
     float sum = Isa::reduce_add(sums);
@@ -207,7 +206,12 @@ void scan_codes(const std::uint8_t* codes, index_t positions, index_t coordinate
                              (end - begin + code_block - 1) / code_block, coordinates,
                              weights + r * code_weight_bytes(coordinates), logits.sums + r * logits.stride + begin,
                              logits.stride);
-      for (index_t i = 0; i < tile(); ++i) sums[i].add(logits, r + i, begin, end);
+      // The next stretch, a part with each row.
+      const index_t next = (begin + stretch) / code_block * code_block_bytes(coordinates);
+      const index_t share = code_block_bytes(coordinates) / code_block / tile();
+      for (index_t i = 0; i < tile(); ++i) {
+        sums[i].add(logits, r + i, begin, end, simd::address(codes, next + i * stretch * share), share);
+      }
     }
     for (index_t i = 0; i < tile(); ++i) lse.data()[r + i] = sums[i].value();
   });
