@@ -33,7 +33,7 @@ fetch_llama_cpp() {
 amx_is_broken() {
   local probe result=1
   probe=$(mktemp) || return
-  if "${CC:-cc}" -O3 "-march=$1" -x c -o "$probe" - <<'PROBE' 2>/dev/null; then
+  if "${CXX:-c++}" -O3 "-march=$1" -x c++ -std=c++20 -o "$probe" - <<'PROBE' 2>/dev/null; then
 #ifdef __AMX_TILE__
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -53,10 +53,10 @@ int main(int argc, char** argv) {
   return back.rows[7] != 16;
 }
 #else
-int main(void) { return 0; }
+int main() {}
 #endif
 PROBE
-    bash -c '"$0"; exit $?' "$probe" >/dev/null 2>&1 || result=0
+    bash -c '"$0"; exit $?' "$probe" >/dev/null 2>&1 || [ $? -eq 126 ] || result=0  # 126: nothing runs from there
   fi
   rm -f "$probe"
   return $result

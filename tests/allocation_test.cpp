@@ -198,6 +198,28 @@ TEST(SteadyDecoding, AllocatesNothingForASketch) {
   EXPECT_GT(decoder.statistics()[0].total().sketched_steps, 20U);
 }
 
+TEST(SteadyDecoding, AllocatesNothingForABudgetSetsFromOutsideAndRowsOfAnotherType) {
+  ThreadPool pool(2);
+  Decoder<float, Budgeted, TopK, half> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps},
+                                               {std::make_shared<Budget>(0.4F)});
+  reference::Tokens tokens(shape, 1);
+  reference::prefill(decoder, tokens.next(prompt), pool);
+  const std::vector<Token> rest = tokens.next(steps);
+  std::vector<float> out(reference::at(shape.query_size()));
+  const std::vector<index_t> chosen{1, 5, 9, 2, 4, 8};
+  const std::vector<float> scores(2 * (prompt + steps), 0.5F);
+  const int count = allocations_of([&] {
+    for (const Token& token : rest) {
+      const index_t length = decoder.length();
+      if (length % 7 == 0) decoder.choose_positions(0, chosen, pool);
+      if (length % 11 == 0) decoder.choose_by_scores(1, std::span(scores).first(reference::at(2 * length)), pool);
+      for (index_t i = 0; i < 2; ++i) decoder.step(i, token.query, token.key, token.value, out, pool);
+    }
+  });
+  EXPECT_EQ(count, 0);
+  EXPECT_GT(decoder.statistics()[0].total().full_steps, 5U);
+}
+
 TEST(Decoding, WithoutAMaximalLengthAllocatesByDoubling) {
   Decoder<float> decoder({1, {2, 1, 8}}, {.capacity = 8});
   reference::Tokens tokens({2, 1, 8}, 1);

@@ -234,7 +234,7 @@ TEST(WrongChoice, IsNamedAndChangesNothing) {
   expect(message({1, 2, 3}), "positions.size() = 3, expected a multiple of kv_heads = 2");
   expect(message({1, 51}), "positions = 51, expected -1 for none, or 0 to 50");
   expect(message({1, -2}), "positions = -2, expected -1 for none, or 0 to 50");
-  expect(message({1, 2, 9, 9}), "positions = twice the same, expected each position once for KV head 1");
+  expect(message({1, 2, 9, 9}), "positions = 9, expected each once for KV head 1");
   std::vector<index_t> many(2 * at(capacity + 1), -1);
   std::iota(many.begin() + capacity + 1, many.end(), index_t{0});
   expect(message(many), "positions of a KV head = 13, expected at most the capacity, 12");
@@ -263,6 +263,92 @@ TEST(Choice, ThatAnExecutorCutsShortIsNoSet) {
   EXPECT_THROW(read.decoder.choose_positions(0, chosen, failing), std::runtime_error);
   (void)read.step();
   EXPECT_EQ(read.decoder.layer(0).last_step(0), StepKind::full);
+}
+
+TEST(WrongChoice, ForAnEmptyDecoderSaysSo) {
+  Decoder<half> decoder({1, shape}, {.capacity = 4});
+  EXPECT_EQ(message_of([&] { decoder.choose_by_scores(0, {}); }),
+            "recycled: the layer's length = 0, expected at least 1, positions to choose from");
+}
+
+TEST(Choice, StaysWhereNothingIsTakenBack) {
+  Read<half, FixedStride> read(50, {.capacity = capacity}, {.stride = 1});
+  read.decoder.choose_positions(0, std::vector<index_t>{7, 8});
+  read.decoder.rollback(0);
+  const std::vector<float> out = read.step();
+  read.expect(out, 0, {7, 50});
+  read.expect(out, 1, {8, 50});
+}
+
+/// Rows of every cache that a fresh layer may be shown, none of which it may confuse with another's.
+class FreshLayer : public testing::Test {
+ protected:
+  static constexpr Shape one{2, 1, 32};
+  reference::Cache<half> some(index_t length, std::uint64_t seed) {
+    reference::Random random(seed);
+    return reference::Cache<half>::random(one, length, random);
+  }
+  std::vector<float> query = reference::Random(5).row(64), out = std::vector<float>(64);
+  LayerAttention<half, NeverFull> layer{one, {.capacity = 200}};
+
+  /// The step over `cache` attended to `seen`.
+  void expect(const reference::Cache<half>& cache, const Positions& seen) {
+    for (index_t r = 0; r < 2; ++r) {
+      const auto truth =
+          reference::attend({query.data() + r * 32, 32}, cache.keys(0), cache.values(0), std::span(seen));
+      EXPECT_TRUE(reference::near(std::span(out.data() + r * 32, 32), truth));
+    }
+  }
+};
+
+TEST_F(FreshLayer, ForgetsAChoiceThatWasForAnotherCache) {
+  const auto other = some(1000, 1), own = some(300, 2);
+  std::vector<index_t> spread;
+  for (index_t p = 0; p < 1000; p += 10) spread.push_back(p);
+  layer.choose_positions(spread, other.view());
+  LayerAttention<half, NeverFull> copy = layer;
+  layer.step(query, own.view(), out);
+  EXPECT_EQ(layer.last_step(0), StepKind::full);
+  expect(own, reference::seen_by(299, {}));
+  copy.observe(query, 299);
+  copy.step(query, own.view(), out);
+  Positions held = copy.recycled_positions(0);
+  EXPECT_EQ(held.size(), 200U);
+  EXPECT_LT(held.back(), 300);
+}
+
+TEST_F(FreshLayer, TakesTheLastOfSeveralChoices) {
+  const auto other = some(1000, 1), own = some(300, 2);
+  layer.choose_positions(std::vector<index_t>{5, 250, 999}, other.view());
+  layer.choose_positions(std::vector<index_t>{5, 250, 17}, own.view());
+  layer.step(query, own.view(), out);
+  EXPECT_EQ(layer.last_step(0), StepKind::recycled);
+  expect(own, {5, 17, 250, 299});
+}
+
+TEST_F(FreshLayer, ChoosesOverPagesAndWithTheNewRowInTheView) {
+  reference::Random random(6);
+  const auto cache = reference::Cache<half>::random(one, 120, random, {.page = 7});
+  layer.observe(query, 110);
+  layer.choose_positions(std::vector<index_t>{100, 3, 55}, cache.view(111));
+  layer.step(query, cache.view(111), out);
+  expect(cache, {3, 55, 100, 110});
+  layer.choose_positions(std::vector<index_t>{4}, cache.view(111));
+  layer.step(query, cache.view(112), out);
+  expect(cache, {4, 111});
+}
+
+TEST(Choice, GoesBeforeASketch) {
+  LayerOptions options{.capacity = capacity, .sketch = {.coordinates = 16}};
+  Read<half, FixedStride> read(100, options, {.stride = 1});
+  (void)read.step();
+  EXPECT_EQ(read.decoder.layer(0).last_step(0), StepKind::sketched);
+  read.decoder.choose_positions(0, std::vector<index_t>{7, 8});
+  const std::vector<float> out = read.step();
+  read.expect(out, 0, {7, 101});
+  read.expect(out, 1, {8, 101});
+  (void)read.step();
+  EXPECT_EQ(read.decoder.layer(0).last_step(0), StepKind::sketched);
 }
 
 }  // namespace

@@ -144,4 +144,22 @@ TEST(Failure, ADecoderThatWasMovedFromHoldsNothing) {
   EXPECT_EQ(moved.layers(), 1);
 }
 
+TEST(Failure, WhileHeadsAttendByASketchMakesTheNextStepFull) {
+  constexpr Shape many{5, 5, 16};
+  reference::Random random(5);
+  for (const int region : {1, 2}) {
+    Decoder<float, FixedStride> decoder({1, many}, {.capacity = 8, .sketch = {.coordinates = 8}}, {.stride = 1});
+    const auto step = [&](auto&& executor) {
+      std::vector<float> out(80);
+      decoder.step(0, random.row(80), random.row(80), random.row(80), out, executor);
+    };
+    for (int i = 0; i < 60; ++i) step(Serial{});
+    EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::sketched);
+    EXPECT_THROW(step(FailingExecutor{region}), std::runtime_error);
+    EXPECT_EQ(decoder.length(), 60);
+    step(Serial{});
+    for (index_t g = 0; g < 5; ++g) EXPECT_EQ(decoder.layer(0).last_step(g), StepKind::full);
+  }
+}
+
 }  // namespace

@@ -146,4 +146,42 @@ TYPED_TEST(MixedRows, HaveTheSameBitsOnAnyNumberOfThreads) {
   EXPECT_EQ(run(Serial{}), run(pool));
 }
 
+TYPED_TEST(MixedRows, AreReadThroughPagesAndWindows) {
+  using T = typename TypeParam::T;
+  using R = typename TypeParam::R;
+  const Shape shape = detail::checked<T>(this->shape);
+  const AttentionOptions attention{.window = 70, .sinks = 3};
+  reference::Random random(8);
+  const auto cache = reference::Cache<T>::random(shape, 150, random, {.page = 5});
+  LayerAttention<T, FixedStride, TopK, R> layer(shape, {.capacity = capacity, .attention = attention}, {.stride = 4});
+  const auto dim = at(shape.value_dim);
+  std::vector<float> out(at(shape.output_size()));
+  Positions held[2];
+  for (index_t length = 100; length <= 150; ++length) {
+    const std::vector<float> query = random.row(shape.query_size());
+    layer.step(query, cache.view(length), out);
+    for (index_t g = 0; g < 2; ++g) {
+      const Positions visible = reference::seen_by(length - 1, attention);
+      reference::Rows keys = cache.keys(g), values = cache.values(g);
+      Positions seen = visible;
+      if (layer.last_step(g) == StepKind::recycled) {
+        seen = held[g];
+        std::erase_if(seen, [&](index_t p) { return !std::binary_search(visible.begin(), visible.end(), p); });
+        seen.push_back(length - 1);
+        for (reference::Rows* rows : {&keys, &values}) {
+          for (std::vector<float>& row : *rows) row = reference::rounded<R>(row);
+        }
+      }
+      for (index_t r = 0; r < 3; ++r) {
+        const index_t h = g * 3 + r;
+        const std::span<const float> own{query.data() + h * shape.head_dim, at(shape.head_dim)};
+        const auto truth = reference::attend(own, keys, values, std::span(seen), attention);
+        ASSERT_TRUE(reference::near(std::span(out.data() + at(h) * dim, dim), truth)) << length;
+      }
+      held[g] = layer.recycled_positions(g);
+    }
+  }
+  EXPECT_EQ(layer.statistics().heads[0].full_steps, 13U);
+}
+
 }  // namespace

@@ -16,10 +16,10 @@ struct ModelShape {
 };
 
 /// KV caches and attention of one sequence through all layers. A token, or a chunk of the prompt, passes through the
-/// layers in any order; it counts once all of them have it. A value: a copy is a fork that shares nothing. Several
-/// sequences are several objects, and different threads may use different ones unless they share a Scratch. Wrong
-/// arguments throw std::invalid_argument and leave the decoder as it was.
-/// R: what rows are recycled as, see LayerAttention.
+/// layers in any order; it counts once all of them have it. A value: a copy is a fork that shares nothing but a Budget.
+/// Several sequences are several objects, and different threads may use different ones unless they share a Scratch.
+/// Wrong arguments throw std::invalid_argument and leave the decoder as it was. R: what rows are recycled as, see
+/// LayerAttention.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK, Scalar R = T>
 class Decoder {
  public:
@@ -79,18 +79,19 @@ class Decoder {
          [&](Layer& attention, const KvView<T>& kv) { attention.step(query, kv, out, executor, compared); });
   }
 
-  /// What the next step of a layer reads, see LayerAttention::choose_positions: positions [kv_heads, n].
+  /// What the next step of a layer reads, see LayerAttention::choose_positions: positions [kv_heads, n]. The layer
+  /// holds at least one position.
   template <Executor E = Serial>
   void choose_positions(index_t layer, std::span<const index_t> positions,
                         E&& executor = {}) requires(detail::recycles<Policy>) {
-    Both& both = layers_[checked(layer)];
+    Both& both = layers_[checked_to_choose(layer)];
     both.attention.choose_positions(positions, both.cache.view(), executor);
   }
   /// The same by scores [kv_heads, the layer's positions so far].
   template <Executor E = Serial>
   void choose_by_scores(index_t layer, std::span<const float> scores,
                         E&& executor = {}) requires(detail::recycles<Policy>) {
-    Both& both = layers_[checked(layer)];
+    Both& both = layers_[checked_to_choose(layer)];
     both.attention.choose_by_scores(scores, both.cache.view(), executor);
   }
 
@@ -123,7 +124,7 @@ class Decoder {
   }
 
   /// A copy that goes on by itself (beam search, several answers to one prompt): it holds the rows in use and shares
-  /// nothing with this one.
+  /// nothing with this one, unless their schedules share a Budget.
   Decoder fork() const { return *this; }
 
   /// As newly made, with the memory kept: the next sequence.
@@ -156,6 +157,12 @@ class Decoder {
     detail::require(layer >= 0 && layer < layers(), "layer", layer,
                     [&] { return detail::text("0 to ", layers() - 1); });
     return static_cast<std::size_t>(layer);
+  }
+
+  std::size_t checked_to_choose(index_t layer) const {
+    const std::size_t i = checked(layer);
+    detail::require(layers_[i].cache.length() >= 1, "the layer's length", 0, "at least 1, positions to choose from");
+    return i;
   }
 
   /// Lets `attend` see the tokens' rows behind the cache's; if it fails, they never were part of it.

@@ -19,10 +19,12 @@ namespace recycled::inline RECYCLED_ABI {
 /// owns is the recycle cache, kv_heads * (K + 1) packed rows, the sketch if it keeps one, and a Scratch, which layers
 /// can share.
 ///
-/// The recycle cache has rows of type R: the host's, or half or bfloat16 where the host's are wider or q8_0, which are
-/// then rounded when they join. Half as many bytes as float has, and read faster than q8_0's while they are in a cache.
+/// The recycle cache has rows of type R: the host's, or half or bfloat16, to which they are rounded when they join.
+/// That is half the bytes of float, and read faster than q8_0 while it is in a cache. What is beyond half's range
+/// (65504) becomes infinite: such rows need bfloat16.
 ///
-/// A value: copies share nothing, and a failed assignment changes nothing; one object serves one layer of one sequence.
+/// A value: copies share nothing but what their schedules point to (Budgeted does), and a failed assignment changes
+/// nothing; one object serves one layer of one sequence.
 /// Different objects may be used from different threads at the same time unless they share a Scratch, one object from
 /// one thread at a time. Wrong arguments throw std::invalid_argument and leave the layer as it was. After an executor
 /// that throws the length is as it was; if that was in a step, the next one is full or chooses the prompt's set again.
@@ -129,10 +131,11 @@ class LayerAttention {
   }
 
   /// Another's choice of what the next step reads (another layer's, a learned indexer's): `positions` [kv_heads, n],
-  /// the most important first, -1 for none. The step attends to them and to its own token, whatever the schedule says,
-  /// for which it counts as a refresh that measured nothing. Later tokens join the set as ever, and the last of the
-  /// positions leave first. `kv` holds the positions so far, with the new token's or without. What a sliding window
-  /// hides is left out.
+  /// the most important first, -1 for none, of each KV head at most `capacity` and none twice. The step attends to them
+  /// and to its own token, whatever the schedule says, for which it counts as a refresh that measured nothing. Later
+  /// tokens join the set as ever, and the last of the positions leave first. What a sliding window hides is left out,
+  /// and the new token's own position counts for nothing. `kv` holds the positions so far, and may hold the new
+  /// token's; for a layer that has seen nothing it is what the step will get.
   template <Executor E = Serial>
   void choose_positions(std::span<const index_t> positions, const KvView<T>& kv,
                         E&& executor = {}) requires(detail::recycles<Policy>) {
@@ -144,8 +147,8 @@ class LayerAttention {
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
       const auto of_head = positions.subspan(static_cast<std::size_t>(g) * n, n);
       detail::check_chosen(of_head, options_.capacity, own + 1);
-      detail::require(attention_.scratch().scores().distinct(g, of_head), "positions", "twice the same",
-                      [g] { return detail::text("each position once for KV head ", g); });
+      const index_t twice = attention_.scratch().scores().repeated(g, of_head);
+      detail::require(twice < 0, "positions", twice, [g] { return detail::text("each once for KV head ", g); });
     }
     attention_.take(own, executor, [&](ScoreBoard& scores, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       scores.take_positions(g, positions.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
@@ -172,6 +175,7 @@ class LayerAttention {
   void truncate(index_t length) {
     detail::require_at_most(length, length_, "truncate: length");
     const index_t removed = length_ - length;
+    if (removed == 0 && length > 0) return;
     prompt_.drop(removed);
     if (removed > 0 && prompt_.tokens() > 0) forget_last_prompt_token();
     attention_.truncate(length);

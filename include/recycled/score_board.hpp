@@ -118,14 +118,14 @@ class ScoreBoard {
     std::sort(chosen.begin(), chosen.end());
     cache.rebuild(g, chosen, ranked, view, own, marks_of(g));
   }
-  /// Whether each of these positions of KV head `g`, none above `own`, comes once; negative ones don't count.
-  bool distinct(index_t g, std::span<const index_t> positions) noexcept {
-    bool once = true;
+  /// One of these positions of KV head `g` that comes twice, or -1; negative ones don't count.
+  index_t repeated(index_t g, std::span<const index_t> positions) noexcept {
+    index_t twice = -1;
     std::uint64_t* const marks = marks_of(g);
     const auto flip = [&](index_t p, bool on) {
       std::uint64_t& word = marks[p / 64];
       const std::uint64_t bit = std::uint64_t{1} << (p % 64);
-      once = once && (!on || (word & bit) == 0);
+      if (on && (word & bit) != 0) twice = p;
       word = on ? word | bit : word & ~bit;
     };
     for (const bool on : {true, false}) {
@@ -133,7 +133,7 @@ class ScoreBoard {
         if (p >= 0) flip(p, on);
       }
     }
-    return once;
+    return twice;
   }
 
   /// Before a choice: notes the share of every query row's attention mass that the set and the new token at `own` hold.

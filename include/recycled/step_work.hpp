@@ -33,6 +33,7 @@ class StepWork {
     const kernels::Cut second = kernels::cut(recycled_.all(), tiles_.size());
     for (const auto& work : host_.all()) note(work);
     for (const auto& work : recycled_.all()) note(work);
+    if (first.tasks + second.tasks == 0) return;
     executor(first.tasks + second.tasks, [&](index_t task) {
       if (task < first.tasks) {
         kernels::attend_task<Isa, T>(host_.all(), first, task, group, soft_cap, workspace);

@@ -81,18 +81,22 @@ class TokenAttention {
   void run(const float* query, const KvView<T>& kv, float* out, E& executor) {
     Attempt attempt(*this);
     workspace().pack_queries(query, 1, shape_, options_.scale);
-    if (std::any_of(heads_.begin(), heads_.end(), [](const Head& head) { return head.kind == StepKind::sketched; })) {
+    const auto sketched =
+        std::count_if(heads_.begin(), heads_.end(), [](const Head& head) { return head.kind == StepKind::sketched; });
+    // What was just copied is read before it leaves this core's cache, unless that leaves most cores idle.
+    const auto attends_alone = [&](index_t g) {
+      return heads_[g].kind == StepKind::sketched && sketched >= enough_heads;
+    };
+    if (sketched > 0) {
       executor(shape_.kv_heads, [&](index_t g) {
         if (heads_[g].kind == StepKind::sketched) look_at_sketch(g, kv);
-        // What was just copied is read before it leaves this core's cache, unless that leaves most cores idle.
-        if (heads_[g].kind == StepKind::sketched && shape_.kv_heads >= enough_heads) {
-          work_.run_alone(lay_out_set(g, all_work(g, kv)), shape_.group(), options_.soft_cap, workspace());
-        }
+        if (!attends_alone(g)) return;
+        work_.run_alone(lay_out_set(g, all_work(g, kv)), shape_.group(), options_.soft_cap, workspace());
       });
     }
     work_.begin();
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
-      if (heads_[g].kind != StepKind::sketched || shape_.kv_heads < enough_heads) lay_out(g, kv);
+      if (!attends_alone(g)) lay_out(g, kv);
     }
     attend(executor);
     executor(shape_.kv_heads, [&](index_t g) { finish(g, kv, out); });
@@ -135,6 +139,7 @@ class TokenAttention {
   template <class E, class Take>
   void take(index_t own, E& executor, const Take& take_head) {
     Attempt attempt(*this);
+    drop_choice();
     executor(shape_.kv_heads, [&](index_t g) {
       take_head(scores(), cache_, g, Visible(options_, own));
       heads_[g].must_refresh = false;
@@ -150,8 +155,8 @@ class TokenAttention {
   }
   /// A new prompt, or what else leaves no set to go on with.
   void all_must_refresh() noexcept {
+    drop_choice();
     for (Head& head : heads_) head.must_refresh = true;
-    chosen_for_ = 0;
   }
 
   /// Positions from `length` on are gone.
@@ -210,6 +215,12 @@ class TokenAttention {
     TokenAttention& self;
     bool succeeded = false;
   };
+
+  /// A set that was chosen and never read may be of another cache than the next one: its rows must not stay.
+  void drop_choice() noexcept {
+    if (chosen_for_ > 0) cache_.clear();
+    chosen_for_ = 0;
+  }
 
   ScoreBoard& scores() noexcept { return scratch_.scores(); }
   kernels::Workspace<Isa>& workspace() noexcept { return scratch_.workspace(); }

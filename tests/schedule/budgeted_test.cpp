@@ -86,6 +86,34 @@ TEST(Budgeted, QueriesThatStandStillRefreshAfterTheLongestTime) {
   }
 }
 
+TEST(Budgeted, ForgetsWhatTokensLostThatWereTakenBack) {
+  // Drafts of four, three of which are taken back: as many tokens as without them go by until a refresh.
+  Budgeted schedule = with_price(0.5F), plain = with_price(0.5F);
+  const auto query = [](index_t age) { return turned(1 - 0.02F * static_cast<float>(age)); };
+  index_t age = 0, alone = 0;
+  const auto refreshes = [&](Budgeted& one, index_t at) { return ask(one, query(at), at) == StepKind::full; };
+  while (!refreshes(plain, ++alone)) {
+  }
+  EXPECT_GT(alone, 4);
+  for (bool full = false; !full; ++age) {
+    for (index_t draft = 1; draft <= 4 && !full; ++draft) full = refreshes(schedule, age + draft);
+  }
+  EXPECT_NEAR(static_cast<double>(age), static_cast<double>(alone), 3);
+}
+
+TEST(Budget, WeighsStepsByTheirBytes) {
+  // Short contexts that can read nothing less than all of theirs, beside a long one that reads what is left.
+  Budget budget(0.2F);
+  double long_share = 0;
+  for (int i = 0; i < 4000; ++i) {
+    budget.account({.bytes_read = 1000, .bytes_full = 1000});
+    long_share = budget.price() < 1 ? 0.3 : 0.1;
+    budget.account({.bytes_read = static_cast<std::uint64_t>(100000 * long_share), .bytes_full = 100000});
+  }
+  EXPECT_NEAR(budget.spent(), 0.2, 0.004);
+  EXPECT_LT(budget.price(), 2);
+}
+
 TEST(Budget, CountsWhatIsSpent) {
   Budget budget(0.25F);
   EXPECT_EQ(budget.share(), 0.25F);

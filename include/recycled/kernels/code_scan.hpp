@@ -167,7 +167,8 @@ template <class Isa>
 class CodeLogSumExp {
  public:
   /// Positions [begin, end) of row r. Meanwhile `ahead` is fetched, so many bytes a position: memory would be idle.
-  void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end, const void* ahead, index_t bytes) {
+  void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end, const void* ahead = nullptr,
+           index_t bytes = 0) {
     const float largest = logits.largest(r, begin, end);
     const float max = largest <= max_ ? max_ : largest;  // a NaN stays
     // A float's bits are about its logarithm: 2^23 (log2 x + 127), if a little is taken off, and back.
@@ -176,7 +177,9 @@ class CodeLogSumExp {
     auto sums = Isa::zero();
     index_t j = begin;
     for (; j + Isa::width <= end; j += Isa::width) {
-      simd::prefetch_l2(ahead, (j - begin) * bytes);
+      for (index_t line = 0; line < Isa::width * bytes; line += 64) {
+        simd::prefetch_l2(ahead, (j - begin) * bytes + line);
+      }
       sums = Isa::add(sums, Isa::from_bits(Isa::max(Isa::fma(logits.load(r, j), factor, offset), Isa::zero())));
     }
     float sum = Isa::reduce_add(sums);

@@ -34,25 +34,27 @@ class Budget {
   }
   /// One step of a layer was made.
   void account(const Cost& cost) noexcept {
-    read_.fetch_add(cost.bytes_read, std::memory_order_relaxed);
-    full_.fetch_add(cost.bytes_full, std::memory_order_relaxed);
-    index_t layers = layers_.load(std::memory_order_relaxed);
-    while (layers <= cost.layer && !layers_.compare_exchange_weak(layers, cost.layer + 1, std::memory_order_relaxed)) {
+    constexpr auto relaxed = std::memory_order_relaxed;
+    read_.fetch_add(cost.bytes_read, relaxed);
+    const double full = static_cast<double>(full_.fetch_add(cost.bytes_full, relaxed) + cost.bytes_full);
+    const double mean = full / static_cast<double>(steps_.fetch_add(1, relaxed) + 1);
+    index_t layers = layers_.load(relaxed);
+    while (layers <= cost.layer && !layers_.compare_exchange_weak(layers, cost.layer + 1, relaxed)) {
     }
-    if (cost.bytes_full == 0) return;
-    const double excess =
-        static_cast<double>(cost.bytes_read) / static_cast<double>(cost.bytes_full) / static_cast<double>(share_) - 1;
-    // The logarithm of the price is the sum of what was too much: while it stays within bounds, the mean of that is 0.
-    const auto factor =
-        std::exp(rate / static_cast<float>(std::max(layers, cost.layer + 1)) * static_cast<float>(excess));
-    float price = price_.load(std::memory_order_relaxed);
-    while (!price_.compare_exchange_weak(price, std::clamp(price * factor, lowest_price, highest_price),
-                                         std::memory_order_relaxed)) {
+    if (mean == 0) return;
+    // The logarithm of the price is the sum of the bytes that were too many: while it stays within bounds, their mean
+    // is 0. Counted in steps of the mean size, so that neither the context nor the number of layers changes its pace.
+    const double allowed = static_cast<double>(share_) * static_cast<double>(cost.bytes_full);
+    const double excess = (static_cast<double>(cost.bytes_read) - allowed) / (static_cast<double>(share_) * mean);
+    const double step = rate / static_cast<double>(std::max(layers, cost.layer + 1)) * excess;
+    float price = price_.load(relaxed);
+    const auto factor = static_cast<float>(std::exp(step));
+    while (!price_.compare_exchange_weak(price, std::clamp(price * factor, lowest_price, highest_price), relaxed)) {
     }
   }
 
  private:
-  static constexpr float rate = 0.3F;  // for a token in all its layers: settles within some ten of them
+  static constexpr double rate = 0.3;  // for a token in all its layers: settles within some ten of them
   static constexpr float lowest_price = 1e-4F;
   static constexpr float highest_price = 20;
 
@@ -60,6 +62,7 @@ class Budget {
   std::atomic<float> price_ = 0.2F;
   std::atomic<std::uint64_t> read_ = 0;
   std::atomic<std::uint64_t> full_ = 0;
+  std::atomic<std::uint64_t> steps_ = 0;
   std::atomic<index_t> layers_ = 1;  // that have been heard of
 };
 

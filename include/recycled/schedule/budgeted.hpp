@@ -26,7 +26,8 @@ struct Budgeted {
     float loss = 0.5F;    ///< mean mass lost at a refresh, of late
     float turn = 1;       ///< mean of 1 - cosine there: they give the loss of a turn
     float last_turn = 0;  ///< of the last token
-    float lost = 0;       ///< since the last refresh: the sum of l(i)
+    float lost = 0;       ///< since the last refresh: the sum of l(i),
+    index_t age = 0;      ///< up to this i
   };
   std::vector<Head> heads = {};  ///< [kv_heads]; empty at first, and an earlier sequence's spare a new one its learning
 
@@ -35,7 +36,9 @@ struct Budgeted {
   StepKind decide(const StepInfo& info) {
     if (static_cast<index_t>(heads.size()) < info.kv_heads) reserve(info.kv_heads);
     Head& head = heads[static_cast<std::size_t>(info.kv_head)];
-    if (info.age == 1) head.lost = 0;
+    // A refresh, or tokens that were taken back: of what was lost since, as much is left as there is of that time.
+    if (info.age <= head.age) head.lost *= static_cast<float>(info.age - 1) / static_cast<float>(head.age);
+    head.age = info.age;
     head.last_turn = 1 - least_cosine(info.queries, info.full_queries, info.head_dim);
     const index_t fewer = (info.layer * info.kv_heads + info.kv_head) % (longest / 4 + 1);
     // A query that is no number takes the safe way.
