@@ -16,6 +16,14 @@ namespace replay {
 /// Called with (work done, work in all).
 using Progress = std::function<void(index_t, index_t)>;
 
+template <class T, class R, class Schedules>
+struct LayersOf;
+/// A layer with one of these schedules.
+template <class T, class R, class... S>
+struct LayersOf<T, R, std::variant<S...>> {
+  using type = std::variant<recycled::LayerAttention<T, S, recycled::TopK, R>...>;
+};
+
 /// Keys and values are of type T, and recycled as R.
 template <recycled::Scalar T, recycled::Scalar R>
 class Replay {
@@ -44,16 +52,10 @@ class Replay {
   }
 
  private:
-  template <recycled::Schedule S>
+  template <class S>
   using LayerOf = recycled::LayerAttention<T, S, recycled::TopK, R>;
   using Full = LayerOf<recycled::AlwaysFull>;
-  template <class>
-  struct LayersOf;
-  template <class... S>
-  struct LayersOf<std::variant<S...>> {
-    using type = std::variant<LayerOf<S>...>;
-  };
-  using Layer = typename LayersOf<AnySchedule>::type;
+  using Layer = typename LayersOf<T, R, AnySchedule>::type;
   using Sets = std::vector<std::vector<index_t>>;  // for each KV head the positions held
 
   static Options checked(Options options, const Trace& trace) {
