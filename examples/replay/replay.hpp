@@ -128,6 +128,7 @@ class Replay {
     Truth truth(trace_.shape, view(trace_.tokens));
     std::vector<Layer> layers = begin();
     std::vector<Sets> held;
+    held.reserve(layers.size());
     for (const Layer& layer : layers) held.push_back(std::visit([&](const auto& l) { return sets(l); }, layer));
     std::vector<Result> results(layers.size());
     std::vector<float> exact;

@@ -36,7 +36,7 @@ class Budget {
   void account(const Cost& cost) noexcept {
     constexpr auto relaxed = std::memory_order_relaxed;
     read_.fetch_add(cost.bytes_read, relaxed);
-    const double full = static_cast<double>(full_.fetch_add(cost.bytes_full, relaxed) + cost.bytes_full);
+    const auto full = static_cast<double>(full_.fetch_add(cost.bytes_full, relaxed) + cost.bytes_full);
     const double mean = full / static_cast<double>(steps_.fetch_add(1, relaxed) + 1);
     index_t layers = layers_.load(relaxed);
     while (layers <= cost.layer && !layers_.compare_exchange_weak(layers, cost.layer + 1, relaxed)) {

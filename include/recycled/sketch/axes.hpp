@@ -137,17 +137,11 @@ struct SketchAxes {
   float* inverses;  ///< steps of the code to a unit of the coordinate; 0 for an axis that there is none of
 };
 
-/// The leading `coordinates` axes for the moments in `s`; those of queries are tempered.
+/// The `count` leading directions of s.seen, by orthogonal iteration, to s.axes; s.product is them times s.seen.
 template <class Isa>
-void find_axes(const AxisScratch& s, index_t dim, index_t coordinates, const SketchAxes& to) noexcept {
-  // Sixteen even steps, wider than the 0.335 deviations that lose least of a normal distribution: keys have tails, and
-  // those of later positions stray further.
-  constexpr float step_of_deviation = 0.6F;
+void leading_directions(const AxisScratch& s, index_t dim, index_t count) noexcept {
   constexpr int rounds = 12;
-  const index_t stride = s.keys.stride, count = std::min(coordinates, dim);
-  factorize(s.queries, dim);
-  multiply<Isa>(s.queries.first, 1, stride, s.keys, dim, dim, s.product);  // L^T keys
-  multiply<Isa>(s.product.first, stride, 1, s.queries, dim, dim, s.seen);
+  const index_t stride = s.seen.stride;
   // From the longest rows: they point to where there is most.
   for (index_t i = 0; i < dim; ++i) s.product[i][0] = dot<Isa>(s.seen[i], s.seen[i], stride);
   for (index_t c = 0; c < count; ++c) {
@@ -161,6 +155,19 @@ void find_axes(const AxisScratch& s, index_t dim, index_t coordinates, const Ske
     multiply<Isa>(s.axes.first, stride, 1, s.seen, count, dim, s.product);
     if (round + 1 < rounds) std::copy_n(s.product.first, count * stride, s.axes.first);
   }
+}
+
+/// The leading `coordinates` axes for the moments in `s`; those of queries are tempered.
+template <class Isa>
+void find_axes(const AxisScratch& s, index_t dim, index_t coordinates, const SketchAxes& to) noexcept {
+  // Sixteen even steps, wider than the 0.335 deviations that lose least of a normal distribution: keys have tails, and
+  // those of later positions stray further.
+  constexpr float step_of_deviation = 0.6F;
+  const index_t stride = s.keys.stride, count = std::min(coordinates, dim);
+  factorize(s.queries, dim);
+  multiply<Isa>(s.queries.first, 1, stride, s.keys, dim, dim, s.product);  // L^T keys
+  multiply<Isa>(s.product.first, stride, 1, s.queries, dim, dim, s.seen);
+  leading_directions<Isa>(s, dim, count);
   std::fill_n(to.keys, coordinates * stride, 0.0F);
   std::fill_n(to.queries, coordinates * stride, 0.0F);
   std::fill_n(to.inverses, coordinates, 0.0F);

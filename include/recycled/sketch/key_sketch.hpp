@@ -130,8 +130,10 @@ class KeySketch {
 
   /// The logits of the group's packed query rows at positions [0, length), in `sums` (see CodeLogits), and their
   /// log-sum-exp.
+  // NOLINTBEGIN(readability-non-const-parameter): what it returns is written to
   kernels::CodeLogits<simd::native> scan(index_t g, const kernels::Queries& queries, index_t length, float soft_cap,
                                          std::int16_t* sums, index_t stride, std::span<float> lse) noexcept {
+    // NOLINTEND(readability-non-const-parameter)
     Head& h = head(g);
     const kernels::Rows<float> axes{query_axes_.data() + g * coordinates_ * row_stride_, row_stride_, shape_.head_dim};
     const index_t weight_bytes = kernels::code_weight_bytes(coordinates_), count = stretches(length);
@@ -142,7 +144,7 @@ class KeySketch {
       std::int8_t* const row = weights + r * weight_bytes;
       scales[r] = kernels::round_weights(products, coordinates_, row);
       // A code of 7.5 stands for 0. Each weight is there twice.
-      centres[r] = 7.5F * scales[r] * static_cast<float>(std::accumulate(row, row + weight_bytes, 0) / 2);
+      centres[r] = 7.5F / 2 * scales[r] * static_cast<float>(std::accumulate(row, row + weight_bytes, 0));
     });
     const kernels::Rows<float> means{h.means.data(), row_stride_, shape_.head_dim};
     for_products(g, means, count, queries, [&](index_t r, index_t first, const float* products, index_t n) {
