@@ -23,17 +23,16 @@ struct Pair {
 template <class P>
 class MixedRows : public testing::Test {
  protected:
-  using T = typename P::T;
-  using R = typename P::R;
-  template <class Policy, class Rows = R>
-  using Own = Decoder<T, Policy, TopK, Rows>;
-  static constexpr Shape shape = P::shape;
+  template <class Policy, class Rows = typename P::R>
+  using Own = Decoder<typename P::T, Policy, TopK, Rows>;
   static constexpr LayerOptions options{.capacity = capacity};
 
   /// A token's rows as the host has them, rounded once more as they are recycled.
   static Token recycled_rows(const Token& token) {
-    return {token.query, reference::rounded<R>(reference::rounded<T>(token.key)),
-            reference::rounded<R>(reference::rounded<T>(token.value))};
+    const auto twice = [](const std::vector<float>& row) {
+      return reference::rounded<typename P::R>(reference::rounded<typename P::T>(row));
+    };
+    return {token.query, twice(token.key), twice(token.value)};
   }
 };
 // Dimensions that are no whole vectors, too.
@@ -44,7 +43,7 @@ TYPED_TEST_SUITE(MixedRows, Pairs);
 TYPED_TEST(MixedRows, AreWhatARecycledStepReads) {
   using T = typename TypeParam::T;
   using R = typename TypeParam::R;
-  const Shape shape = detail::checked<T>(this->shape);
+  const Shape shape = detail::checked<T>(TypeParam::shape);
   typename TestFixture::template Own<SelfCalibrating> decoder({1, shape}, this->options, {.late = 0.4F});
   reference::Tokens tokens(shape, 3);
   reference::Fed<T> host(shape);
@@ -98,7 +97,7 @@ TYPED_TEST(MixedRows, AreWhatARecycledStepReads) {
 
 TYPED_TEST(MixedRows, LeaveFullStepsAndSetsAsTheyAre) {
   using T = typename TypeParam::T;
-  const Shape shape = this->shape;
+  const Shape shape = TypeParam::shape;
   typename TestFixture::template Own<FixedStride> mixed({2, shape}, this->options, {.stride = 3});
   typename TestFixture::template Own<FixedStride, T> plain({2, shape}, this->options, {.stride = 3});
   reference::Tokens tokens(shape, 4);
@@ -118,7 +117,7 @@ TYPED_TEST(MixedRows, LeaveFullStepsAndSetsAsTheyAre) {
 }
 
 TYPED_TEST(MixedRows, WithRoomForAllAreNotNeeded) {
-  const Shape shape = this->shape;
+  const Shape shape = TypeParam::shape;
   typename TestFixture::template Own<NeverFull> all({1, shape}, {.capacity = 100});
   Decoder<typename TypeParam::T, AlwaysFull> full({1, shape}, {});
   reference::Tokens tokens(shape, 5);
@@ -129,7 +128,7 @@ TYPED_TEST(MixedRows, WithRoomForAllAreNotNeeded) {
 }
 
 TYPED_TEST(MixedRows, HaveTheSameBitsOnAnyNumberOfThreads) {
-  const Shape shape = this->shape;
+  const Shape shape = TypeParam::shape;
   const auto run = [&](auto&& executor) {
     LayerOptions sketched = this->options;
     sketched.sketch.coordinates = 16;
@@ -149,7 +148,7 @@ TYPED_TEST(MixedRows, HaveTheSameBitsOnAnyNumberOfThreads) {
 TYPED_TEST(MixedRows, AreReadThroughPagesAndWindows) {
   using T = typename TypeParam::T;
   using R = typename TypeParam::R;
-  const Shape shape = detail::checked<T>(this->shape);
+  const Shape shape = detail::checked<T>(TypeParam::shape);
   const AttentionOptions attention{.window = 70, .sinks = 3};
   reference::Random random(8);
   const auto cache = reference::Cache<T>::random(shape, 150, random, {.page = 5});
