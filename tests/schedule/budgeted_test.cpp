@@ -26,35 +26,27 @@ StepKind ask(Budgeted& schedule, const std::vector<float>& query, index_t age, i
                           .queries = query,
                           .full_queries = straight});
 }
-Budgeted with_price(float wanted) {
+Budgeted that_may_lose(float wanted) {
   Budgeted schedule{std::make_shared<Budget>(0.5F)};
-  // Too much or too little of what it may, until the price is there.
-  for (int i = 0; i < 10000 && std::abs(schedule.budget->price() / wanted - 1) > 0.01F; ++i)
-    schedule.spent({.bytes_read = schedule.budget->price() < wanted ? 52U : 48U, .bytes_full = 100});
-  EXPECT_NEAR(schedule.budget->price(), wanted, 0.01F * wanted);
+  // Too much or too little of what it may, until the loss is there.
+  const auto now = [&] { return schedule.budget->allowed_loss(); };
+  for (int i = 0; i < 10000 && std::abs(now() / wanted - 1) > 0.01F; ++i)
+    schedule.spent({.bytes_read = now() < wanted ? 52U : 48U, .bytes_full = 100});
+  EXPECT_NEAR(now(), wanted, 0.01F * wanted);
   return schedule;
 }
 
-TEST(Budgeted, RefreshesOnceThatIsWorthThePrice) {
-  // A new head loses half of what its queries turn: .1, .2, .3 ... of the mass. At the a-th token a refresh gains
-  // a l(a) - l(1) - ... - l(a - 1): .1, .3, .6, 1.
-  Budgeted schedule = with_price(0.5F);
-  EXPECT_EQ(ask(schedule, turned(0.8F), 1), StepKind::recycled);
-  EXPECT_EQ(ask(schedule, turned(0.6F), 2), StepKind::recycled);
-  EXPECT_EQ(ask(schedule, turned(0.4F), 3), StepKind::full);
-  EXPECT_EQ(ask(schedule, turned(0.8F), 1), StepKind::recycled) << "from the beginning, after a refresh";
-  Budgeted cheap = with_price(0.09F);
-  EXPECT_EQ(ask(cheap, turned(0.8F), 1), StepKind::full);
-}
-
-TEST(Budgeted, AHeadThatLosesAtOnceGainsNoMoreLater) {
-  Budgeted schedule = with_price(0.5F);
-  for (index_t age = 1; age < 40; ++age) EXPECT_EQ(ask(schedule, turned(0.2F), age), StepKind::recycled) << age;
-  EXPECT_EQ(ask(schedule, turned(-0.1F), 1, 1), StepKind::full) << ".55 at once are worth it";
+TEST(Budgeted, RefreshesOnceItExpectsToHaveLostTooMuch) {
+  Budgeted schedule = that_may_lose(0.25F);  // a new head loses half of what its queries turn
+  EXPECT_EQ(ask(schedule, turned(0.6F), 1), StepKind::recycled) << ".2 of the mass";
+  EXPECT_EQ(ask(schedule, turned(0.4F), 2), StepKind::full) << ".3";
+  EXPECT_EQ(ask(schedule, turned(0.6F), 30), StepKind::recycled) << "however long ago";
+  Budgeted generous = that_may_lose(0.09F);
+  EXPECT_EQ(ask(generous, turned(0.8F), 1), StepKind::full);
 }
 
 TEST(Budgeted, LearnsWhatATurnCosts) {
-  Budgeted schedule = with_price(0.5F);
+  Budgeted schedule = that_may_lose(0.5F);
   for (int i = 0; i < 100; ++i) {
     ask(schedule, turned(0.9F), 1, 1);
     schedule.observe({.kv_head = 1, .kv_heads = 2, .retained_mass = 0.4F});
@@ -65,7 +57,7 @@ TEST(Budgeted, LearnsWhatATurnCosts) {
 }
 
 TEST(Budgeted, NumbersThatAreNoneAreSafeAndTeachNothing) {
-  Budgeted schedule = with_price(10);
+  Budgeted schedule = that_may_lose(1.4F);
   const float nan = std::nanf("");
   EXPECT_EQ(ask(schedule, {nan, 0}, 1), StepKind::full);
   EXPECT_EQ(ask(schedule, {0, 0}, 1), StepKind::full);
@@ -77,7 +69,7 @@ TEST(Budgeted, NumbersThatAreNoneAreSafeAndTeachNothing) {
 }
 
 TEST(Budgeted, QueriesThatStandStillRefreshAfterTheLongestTime) {
-  Budgeted schedule = with_price(0.5F);
+  Budgeted schedule = that_may_lose(0.5F);
   schedule.longest = 8;
   for (int refresh = 0; refresh < 300; ++refresh) {
     for (index_t age = 1; age < 8; ++age) ASSERT_EQ(ask(schedule, straight, age), StepKind::recycled);
@@ -86,32 +78,17 @@ TEST(Budgeted, QueriesThatStandStillRefreshAfterTheLongestTime) {
   }
 }
 
-TEST(Budgeted, ForgetsWhatTokensLostThatWereTakenBack) {
-  // Drafts of four, three of which are taken back: as many tokens as without them go by until a refresh.
-  Budgeted schedule = with_price(0.5F), plain = with_price(0.5F);
-  const auto query = [](index_t age) { return turned(1 - 0.02F * static_cast<float>(age)); };
-  index_t age = 0, alone = 0;
-  const auto refreshes = [&](Budgeted& one, index_t at) { return ask(one, query(at), at) == StepKind::full; };
-  while (!refreshes(plain, ++alone)) {
-  }
-  EXPECT_GT(alone, 4);
-  for (bool full = false; !full; ++age) {
-    for (index_t draft = 1; draft <= 4 && !full; ++draft) full = refreshes(schedule, age + draft);
-  }
-  EXPECT_NEAR(static_cast<double>(age), static_cast<double>(alone), 3);
-}
-
 TEST(Budget, WeighsStepsByTheirBytes) {
   // Short contexts that can read nothing less than all of theirs, beside a long one that reads what is left.
   Budget budget(0.2F);
   double long_share = 0;
   for (int i = 0; i < 4000; ++i) {
     budget.account({.bytes_read = 1000, .bytes_full = 1000});
-    long_share = budget.price() < 1 ? 0.3 : 0.1;
+    long_share = budget.allowed_loss() < 0.5F ? 0.3 : 0.1;
     budget.account({.bytes_read = static_cast<std::uint64_t>(100000 * long_share), .bytes_full = 100000});
   }
   EXPECT_NEAR(budget.spent(), 0.2, 0.004);
-  EXPECT_LT(budget.price(), 2);
+  EXPECT_NEAR(budget.allowed_loss(), 0.5, 0.2);
 }
 
 TEST(Budget, CountsWhatIsSpent) {
@@ -121,9 +98,9 @@ TEST(Budget, CountsWhatIsSpent) {
   budget.account({.bytes_read = 30, .bytes_full = 40});
   budget.account({.layer = 3, .bytes_read = 10, .bytes_full = 60});
   EXPECT_DOUBLE_EQ(budget.spent(), 0.4);
-  const float before = budget.price();
+  const float before = budget.allowed_loss();
   budget.account({});
-  EXPECT_EQ(budget.price(), before);
+  EXPECT_EQ(budget.allowed_loss(), before);
 }
 
 TEST(Budget, ThreadsLoseNothing) {
@@ -137,7 +114,7 @@ TEST(Budget, ThreadsLoseNothing) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_DOUBLE_EQ(budget.spent(), 0.5);
-  EXPECT_TRUE(std::isfinite(budget.price()));
+  EXPECT_TRUE(std::isfinite(budget.allowed_loss()));
 }
 
 TEST(Budget, IsCheckedAndNamed) {

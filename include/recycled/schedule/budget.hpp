@@ -9,8 +9,8 @@
 
 namespace recycled::inline RECYCLED_ABI {
 
-/// How much of full attention's bytes schedules may read together, and the price of a refresh that keeps them at it:
-/// it rises while they read more and sinks while they read less, so that what they read is the share on average. The
+/// How much of full attention's bytes schedules may read together, and what loss of attention mass keeps them at it: it
+/// rises while they read more and sinks while they read less, so that what they read is the share on average. The
 /// layers of one decoder are meant to share one, and so may all sequences of a host. Safe to use from several threads
 /// at a time; what each of them does then depends on the others.
 class Budget {
@@ -25,8 +25,8 @@ class Budget {
   ~Budget() = default;
 
   float share() const noexcept { return share_; }
-  /// What a refresh has to be worth, in attention mass times tokens.
-  float price() const noexcept { return price_.load(std::memory_order_relaxed); }
+  /// The attention mass that a head may have lost before it refreshes; above 1 none does.
+  float allowed_loss() const noexcept { return loss_.load(std::memory_order_relaxed); }
   /// The share that has been read so far; 0 before the first step.
   double spent() const noexcept {
     const auto full = static_cast<double>(full_.load(std::memory_order_relaxed));
@@ -42,24 +42,24 @@ class Budget {
     while (layers <= cost.layer && !layers_.compare_exchange_weak(layers, cost.layer + 1, relaxed)) {
     }
     if (mean == 0) return;
-    // The logarithm of the price is the sum of the bytes that were too many: while it stays within bounds, their mean
-    // is 0. Counted in steps of the mean size, so that neither the context nor the number of layers changes its pace.
+    // The logarithm of the loss is the sum of the bytes that were too many: while it stays within bounds, their mean is
+    // 0. Counted in steps of the mean size, so that neither the context nor the number of layers changes its pace.
     const double allowed = static_cast<double>(share_) * static_cast<double>(cost.bytes_full);
     const double excess = (static_cast<double>(cost.bytes_read) - allowed) / (static_cast<double>(share_) * mean);
     const double step = rate / static_cast<double>(std::max(layers, cost.layer + 1)) * excess;
-    float price = price_.load(relaxed);
     const auto factor = static_cast<float>(std::exp(step));
-    while (!price_.compare_exchange_weak(price, std::clamp(price * factor, lowest_price, highest_price), relaxed)) {
+    float loss = loss_.load(relaxed);
+    while (!loss_.compare_exchange_weak(loss, std::clamp(loss * factor, least_loss, most_loss), relaxed)) {
     }
   }
 
  private:
   static constexpr double rate = 0.3;  // for a token in all its layers: settles within some ten of them
-  static constexpr float lowest_price = 1e-4F;
-  static constexpr float highest_price = 20;
+  static constexpr float least_loss = 1e-4F;
+  static constexpr float most_loss = 1.5F;  // what nobody can lose
 
   float share_;
-  std::atomic<float> price_ = 0.2F;
+  std::atomic<float> loss_ = 0.2F;
   std::atomic<std::uint64_t> read_ = 0;
   std::atomic<std::uint64_t> full_ = 0;
   std::atomic<std::uint64_t> steps_ = 0;
