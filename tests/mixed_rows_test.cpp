@@ -36,8 +36,7 @@ class MixedRows : public testing::Test {
   }
 };
 // Dimensions that are no whole vectors, too.
-using Pairs = testing::Types<Pair<float, half, 46, 20>, Pair<float, bfloat16, 46, 20>, Pair<q8_0, half, 64, 32>,
-                             Pair<q8_0, bfloat16, 64, 32>, Pair<half, bfloat16, 40, 24>, Pair<bfloat16, half, 40, 24>>;
+using Pairs = testing::Types<Pair<float, half, 46, 20>, Pair<float, bfloat16, 46, 20>, Pair<q8_0, half, 64, 32>>;
 TYPED_TEST_SUITE(MixedRows, Pairs);
 
 TYPED_TEST(MixedRows, AreWhatARecycledStepReads) {
