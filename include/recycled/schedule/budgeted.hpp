@@ -31,9 +31,8 @@ struct Budgeted {
     if (static_cast<index_t>(heads.size()) < info.kv_heads) reserve(info.kv_heads);
     Head& head = heads[static_cast<std::size_t>(info.kv_head)];
     head.last_turn = 1 - least_cosine(info.queries, info.full_queries, info.head_dim);
-    const index_t fewer = (info.layer * info.kv_heads + info.kv_head) % (longest / 4 + 1);
     // A query that is no number takes the safe way.
-    if (head.last_turn != head.last_turn || info.age >= longest - fewer) return StepKind::full;
+    if (head.last_turn != head.last_turn || is_overdue(info, longest)) return StepKind::full;
     const float loss = std::min(1.0F, head.last_turn * head.loss / (head.turn + least_turn));
     return loss >= budget->allowed_loss() ? StepKind::full : StepKind::recycled;
   }

@@ -97,6 +97,12 @@ inline float mean_cosine(std::span<const float> a, std::span<const float> b, ind
   return static_cast<float>(ab / std::sqrt(aa * bb));
 }
 
+/// Whether a KV head has recycled for long enough: `longest` steps, of other heads and layers up to a quarter fewer, so
+/// that calm ones do not all refresh at the same token.
+inline bool is_overdue(const StepInfo& info, index_t longest) noexcept {
+  return info.age >= longest - (info.layer * info.kv_heads + info.kv_head) % (longest / 4 + 1);
+}
+
 /// The least cosine between a vector of `a` and the one at its place in `b`, each [n, dim]. NaN if any is: where a
 /// vector is zero or not a number.
 inline float least_cosine(std::span<const float> a, std::span<const float> b, index_t dim) noexcept {

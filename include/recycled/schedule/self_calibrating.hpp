@@ -28,8 +28,7 @@ struct SelfCalibrating {
 
   StepKind decide(const StepInfo& info) {
     if (static_cast<index_t>(thresholds.size()) < info.kv_heads) reserve(info.kv_heads);
-    const index_t fewer = (info.layer * info.kv_heads + info.kv_head) % (longest / 4 + 1);
-    if (info.age >= longest - fewer) return StepKind::full;
+    if (is_overdue(info, longest)) return StepKind::full;
     // A NaN compares false: a query that is no number takes the safe way.
     return least_cosine(info.queries, info.full_queries, info.head_dim) >= threshold(info.kv_head) ? StepKind::recycled
                                                                                                    : StepKind::full;
