@@ -2,6 +2,7 @@
 // old.
 #pragma once
 
+#include <numbers>
 #include <span>
 
 #include "recycled/cache/recycle_cache.hpp"
@@ -70,6 +71,7 @@ class ScoreBoard {
   void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
               RecycleCache<R>& cache) noexcept {
     const index_t length = visible.window.end;
+    if (source == Source::sketch) favour_held(g, cache);
     const bool by_scores = detail::ranks_are_scores(selection);
     const std::span<float> ranked(by_scores ? log_weights(g) : ranks(g), static_cast<std::size_t>(length));
     if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt}, ranked);
@@ -207,6 +209,13 @@ class ScoreBoard {
   std::uint64_t* marks_of(index_t g) noexcept { return marks_.data() + g * (room_ / 64); }
   std::span<index_t> chosen_of(index_t g, index_t count) noexcept {
     return {chosen_.data() + g * capacity_, static_cast<std::size_t>(count)};
+  }
+  /// A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
+  /// only to one of twice its weight.
+  template <Scalar R>
+  void favour_held(index_t g, RecycleCache<R>& cache) noexcept {
+    cache.close_gap(g);
+    for (const index_t p : cache.positions(g)) log_weights(g)[p] += std::numbers::ln2_v<float>;
   }
   /// A sketched step attends to its choice alone: the new token is part of it, and the first positions, where attention
   /// rests, which lie so far from other keys that a sketch knows little of them.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numbers>
 #include <recycled/recycled.hpp>
 #include <vector>
 
@@ -25,10 +26,10 @@ using Types = testing::Types<float, half, bfloat16>;
 TYPED_TEST_SUITE(SketchedStep, Types);
 
 /// What a sketch of its own, of the same keys and queries, ranks highest: the new token, the first ones, and then the
-/// largest weights of the group, those of the softmax of the sketch's logits.
+/// largest weights of the group, those of the softmax of the sketch's logits, of which those of `held` count twice.
 template <class T>
 reference::Positions chosen_by(KeySketch<T>& sketch, index_t g, const std::vector<float>& query, const KvView<T>& kv,
-                               float soft_cap) {
+                               const reference::Positions& held, float soft_cap) {
   kernels::Workspace<simd::native> workspace;
   workspace.reserve<T>(6, 40, 1, 3, 24);
   workspace.pack_queries(query.data(), 1, detail::checked<T>(shape), 1 / std::sqrt(40.0F));
@@ -49,6 +50,7 @@ reference::Positions chosen_by(KeySketch<T>& sketch, index_t g, const std::vecto
     for (index_t j = 0; j < kv.length; ++j) sum += std::exp(logit(j));
     for (index_t j = 0; j < kv.length; ++j) score[at(j)] = std::max(score[at(j)], logit(j) - std::log(sum));
   }
+  for (const index_t j : held) score[at(j)] += std::numbers::ln2_v<long double>;
   for (index_t j = 0; j < capacity / 8; ++j) score[at(j)] = reference::infinity;
   score.back() = reference::infinity;
   reference::Positions order;
@@ -92,7 +94,7 @@ TYPED_TEST(SketchedStep, AttendsToWhatTheSketchChooses) {
         reference::Positions read = decoder.layer(0).recycled_positions(g);
         if (step % 3 == 0) {
           // The last place may go to another where scores are as good as equal.
-          const reference::Positions expected = chosen_by(sketch, g, token.query, decoder.view(0), soft_cap);
+          const reference::Positions expected = chosen_by(sketch, g, token.query, decoder.view(0), before[g], soft_cap);
           reference::Positions difference;
           std::set_symmetric_difference(read.begin(), read.end(), expected.begin(), expected.end(),
                                         std::back_inserter(difference));
