@@ -70,7 +70,7 @@ class LayerAttention {
     const std::span<const float> queries = compared.empty() ? query : compared;
     prepare(kv, executor);
     attention_.reserve(kv);
-    const bool chosen = attention_.takes_choice(kv.length);
+    const bool chosen = attention_.sets().takes_choice(kv.length);
     decide(queries, kv.length, chosen);
     attention_.run(query.data(), kv, out.data(), executor);
     pace_.stepped();
@@ -178,7 +178,7 @@ class LayerAttention {
     if (removed == 0 && length > 0) return;
     prompt_.drop(removed);
     if (removed > 0 && prompt_.tokens() > 0) forget_last_prompt_token();
-    attention_.truncate(length);
+    attention_.sets().truncate(length);
     pace_.take_back(removed);
     length_ = length;
   }
@@ -190,7 +190,7 @@ class LayerAttention {
   /// As newly made, with the memory kept.
   void clear() {
     pace_.clear();
-    attention_.clear(initial_selection_);
+    attention_.sets().clear(initial_selection_);
     prompt_.clear();
     std::fill(statistics_.heads.begin(), statistics_.heads.end(), HeadStatistics{});
     length_ = 0;
@@ -215,7 +215,7 @@ class LayerAttention {
   /// The positions that a KV head holds for the next recycled step, ascending. Empty before prepare() or the first
   /// step.
   std::vector<index_t> recycled_positions(index_t kv_head) const {
-    return recycles ? attention_.cache().held(checked_head(kv_head)) : std::vector<index_t>{};
+    return recycles ? attention_.sets().cache().held(checked_head(kv_head)) : std::vector<index_t>{};
   }
 
  private:
@@ -255,10 +255,10 @@ class LayerAttention {
   /// A chunk of the prompt: its last token counts as a full step.
   void remember(std::span<const float> queries, index_t length, std::span<const float> compared) {
     prompt_.push(queries);
-    attention_.see(queries);
+    attention_.sets().see(queries);
     prompt_compared_ = !compared.empty();
     pace_.begin(compared.empty() ? queries.last(static_cast<std::size_t>(shape_.query_size())) : compared);
-    attention_.all_must_refresh();
+    attention_.sets().all_must_refresh();
     length_ = length;
   }
   /// The prompt ends earlier: the token that is now its last counts as the full step. What the host gave for comparison
@@ -277,9 +277,9 @@ class LayerAttention {
     const Array<StepKind>& kinds = pace_.decide(queries, length);
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
       auto& head = attention_.heads()[g];
-      head.kind = head.must_refresh || !recycles ? StepKind::full : kinds[g];
+      head.kind = attention_.sets()[g].must_refresh || !recycles ? StepKind::full : kinds[g];
       if (head.kind != StepKind::recycled)
-        head.kind = attention_.sketches(g, length) ? StepKind::sketched : StepKind::full;
+        head.kind = attention_.sets().sketches(g, length) ? StepKind::sketched : StepKind::full;
     }
   }
 
@@ -295,15 +295,16 @@ class LayerAttention {
       return chosen ? pace_.refreshed(g, queries) : pace_.recycled(g);
     }
     ++(head.kind == StepKind::sketched ? count.sketched_steps : count.full_steps);
-    if (head.kind == StepKind::full && head.checked) {
+    const auto& set = attention_.sets()[g];
+    if (head.kind == StepKind::full && set.checked) {
       ++count.checked;
-      count.sketched_mass += static_cast<double>(head.sketched_mass);
+      count.sketched_mass += static_cast<double>(set.sketched_mass);
     }
     pace_.refreshed(g, queries);
-    if (!head.measured) return;
+    if (!set.measured) return;
     ++count.measured;
-    count.retained_mass += static_cast<double>(head.retained_mass);
-    pace_.measured(g, head.retained_mass);
+    count.retained_mass += static_cast<double>(set.retained_mass);
+    pace_.measured(g, set.retained_mass);
   }
 
   Shape shape_;
