@@ -65,14 +65,15 @@ class ScoreBoard {
   /// Where scores come from: of the prompt's last queries, of a full step, or of a sketch of the keys.
   enum class Source { prompt, step, sketch };
 
-  /// Replaces the set of KV head `g` by what `selection` makes of the scores. `view` holds at least the positions seen.
+  /// Replaces the set of KV head `g` by what `selection` makes of the scores, the mean of those of so many queries.
+  /// `view` holds at least the positions seen.
   template <Scalar T, Scalar R, Selection Keep>
   void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
-              RecycleCache<R>& cache) noexcept {
+              RecycleCache<R>& cache, index_t queries = 1) noexcept {
     const index_t length = visible.window.end;
     const bool by_scores = detail::ranks_are_scores(selection);
     const std::span<float> ranked(by_scores ? log_weights(g) : ranks(g), static_cast<std::size_t>(length));
-    if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt}, ranked);
+    if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt, queries}, ranked);
     if (visible.window.begin > visible.sinks.end) {
       // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
       for (float& rank : ranked) rank = detail::sane_rank(rank);

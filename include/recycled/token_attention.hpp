@@ -126,7 +126,7 @@ class TokenAttention {
         scores().score(g, lse_of(g), visible);
         if (tokens > 1) scores().average(g, seen, length, i, tokens);
         heads_[g].must_refresh = !is_sound(g) || (i > 0 && heads_[g].must_refresh);
-        if (i + 1 == tokens) scores().choose(g, selection(g), visible, kv, ScoreBoard::Source::prompt, cache_);
+        if (i + 1 == tokens) scores().choose(g, selection(g), visible, kv, ScoreBoard::Source::prompt, cache_, tokens);
       });
     }
     KvView<T> prompt = kv;
