@@ -189,11 +189,12 @@ class ScoreBoard {
                 RecycleCache<R>& cache) noexcept {
     const std::span<const index_t> positions = cache.positions(g);
     float* const weights = log_weights(g);
-    for (std::size_t s = 0; s < positions.size(); ++s) {
-      const index_t place = by_position ? positions[s] : static_cast<index_t>(s);
-      float largest = row(g, 0)[place] - lse[0];
-      for (index_t r = 1; r < group_; ++r) largest = std::max(largest, row(g, r)[place] - lse.data()[r]);
-      weights[s] = largest;
+    if (by_position) {
+      for (std::size_t s = 0; s < positions.size(); ++s) {
+        kernels::group_log_weights<Isa>(row(g, 0) + positions[s], room_, lse, 1, weights + s);
+      }
+    } else {
+      logits(g).log_weights(lse, static_cast<index_t>(positions.size()), weights);
     }
     selection.attended(Attended{positions, {weights, positions.size()}}, cache.ranks(g));
     for (float& rank : cache.ranks(g)) rank = detail::sane_rank(rank);
