@@ -1,8 +1,9 @@
-// Schedules that are chosen at run time, by name.
+// Schedules that are chosen at run time, by name, and baselines, which never refresh and have a selection of their own.
 #pragma once
 
 #include <charconv>
 #include <memory>
+#include <optional>
 #include <recycled/recycled.hpp>
 #include <stdexcept>
 #include <string>
@@ -10,9 +11,9 @@
 #include <variant>
 #include <vector>
 
-namespace examples {
+#include "selections.hpp"
 
-using recycled::index_t;
+namespace examples {
 
 /// A new schedule takes a place here and a line in parse_schedule.
 using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride,
@@ -21,17 +22,20 @@ using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recy
 struct NamedSchedule {
   std::string name;  ///< as the user wrote it
   AnySchedule schedule;
-  bool sketched = false;  ///< its refreshes read a sketch of the keys
+  bool sketched = false;           ///< its refreshes read a sketch of the keys
+  index_t observation_window = 1;  ///< prompt queries that choose the first set
+  Baseline baseline = {};          ///< makes the selection in place of selection(), if there is one
 
   /// For LayerAttention: 32 coordinates are a sixteenth of what a row of 128 halves takes, an eighth of one of 64.
   recycled::SketchOptions sketch() const { return {.coordinates = sketched ? 32 : 0}; }
   /// A sketch's scores are noise to a pool: it would spread what is high by chance.
-  recycled::TopK selection() const { return {.pool = sketched ? 1 : 7}; }
+  recycled::TopK selection() const { return {.pool = sketched ? 1 : 7, .observation_window = observation_window}; }
 };
 
 inline constexpr std::string_view known_schedules =
     "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE, "
-    "budgeted:SHARE; all but the first two also with :sketch at their end";
+    "budgeted:SHARE; all but the first two also with :sketch at their end; never refreshed: snapkv, snapkv:WINDOW, "
+    "sliding-window, streaming-llm, h2o, h2o:WINDOW, keyformer, keyformer:WINDOW";
 
 inline std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
@@ -55,6 +59,24 @@ Number parse_number(const std::string& what, const std::string& text) {
   return number;
 }
 
+/// A baseline by its name and, behind that, the last prompt queries that count; none if that is no baseline's name.
+/// Throws std::invalid_argument for a number that can't be.
+inline std::optional<NamedSchedule> parse_baseline(const std::string& text, const std::vector<std::string>& parts) {
+  constexpr index_t usual = 32;
+  const std::string& name = parts[0];
+  const bool goes_by_scores = name == "snapkv" || name == "h2o" || name == "keyformer";
+  if (parts.size() > (goes_by_scores ? 2U : 1U)) return {};
+  NamedSchedule named{text, recycled::NeverFull{}};
+  if (goes_by_scores) named.observation_window = parts.size() > 1 ? parse_number<index_t>("window", parts[1]) : usual;
+  if (name == "sliding-window") named.baseline = sliding_window();
+  if (name == "streaming-llm") named.baseline = streaming_llm();
+  if (name == "h2o") named.baseline = heavy_hitters(named.observation_window);
+  if (name == "keyformer") named.baseline = keyformer(named.observation_window);
+  if (!named.baseline && name != "snapkv") return {};
+  named.baseline ? named.baseline(1, 1).validate() : named.selection().validate();
+  return named;
+}
+
 /// "fixed-stride:10" and the like. Throws std::invalid_argument for a name or a parameter that can't be; `option` is
 /// where the text stood.
 inline NamedSchedule parse_schedule(const std::string& option, const std::string& text) {
@@ -72,6 +94,7 @@ inline NamedSchedule parse_schedule(const std::string& option, const std::string
   try {
     if (is("always", 0) && !sketched) return {text, recycled::AlwaysFull{}};
     if (is("never", 0) && !sketched) return {text, recycled::NeverFull{}};
+    if (const auto named = sketched ? std::nullopt : parse_baseline(text, parts)) return *named;
     if (is("self-calibrating", 0)) return checked(recycled::SelfCalibrating{});
     if (is("self-calibrating", 1)) {
       return checked(recycled::SelfCalibrating{.late = parse_number<float>("late", parts[1])});

@@ -71,11 +71,11 @@ int allocations_of(const F& f) {
 }
 
 /// The allocations of decode steps, the first after the prompt included.
-template <class T, class Policy, class E>
+template <class T, class Policy, class E, class Keep = TopK>
 int decoder_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor,
-                        const TopK& selection = {}) {
-  Decoder<T, Policy> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps, .attention = attention}, policy,
-                             selection);
+                        const Keep& selection = {}) {
+  Decoder<T, Policy, Keep> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps, .attention = attention},
+                                   policy, selection);
   reference::Tokens tokens(shape, 1);
   reference::prefill(decoder, tokens.next(prompt), executor);
   const std::vector<Token> rest = tokens.next(steps);
@@ -110,8 +110,10 @@ void expect_no_allocation(E&& executor) {
     EXPECT_EQ((decoder_allocations<half>(NeverFull{}, attention, executor)), 0);
     EXPECT_EQ((decoder_allocations<float>(AlwaysFull{}, attention, executor)), 0);
     EXPECT_EQ((decoder_allocations<float>(SelfCalibrating{}, attention, executor,
-                                          {.memory = 0.7F, .observation_window = 16})),
+                                          TopK{.memory = 0.7F, .observation_window = 16})),
               0);
+    EXPECT_EQ((decoder_allocations<float>(NeverFull{}, attention, executor, HeavyHitters{.recent = 12})), 0);
+    EXPECT_EQ((decoder_allocations<float>(FixedStride{9}, attention, executor, Keyformer{.recent = 6})), 0);
     EXPECT_EQ((layer_allocations<bfloat16>(FixedStride{5}, attention, executor)), 0);
     EXPECT_EQ((layer_allocations<float>(QuerySimilarity{3, 0.8F}, attention, executor)), 0);
     EXPECT_EQ((layer_allocations<float>(AlwaysFull{}, attention, executor)), 0);

@@ -101,57 +101,6 @@ TEST(NpyReader, NamesTheFileTheFaultAndTheExpectation) {
             std::string::npos);
 }
 
-TEST(Schedules, AreReadByName) {
-  const auto schedules = replay::parse_schedules("always,never,fixed-stride:7,query-similarity:5:0.5");
-  ASSERT_EQ(schedules.size(), 4U);
-  EXPECT_EQ(schedules[3].name, "query-similarity:5:0.5");
-  EXPECT_EQ(std::get<recycled::FixedStride>(schedules[2].schedule).stride, 7);
-  EXPECT_EQ(std::get<recycled::QuerySimilarity>(schedules[3].schedule).stride, 5);
-  EXPECT_EQ(std::get<recycled::QuerySimilarity>(schedules[3].schedule).threshold, 0.5F);
-}
-
-TEST(Schedules, MayHaveASketchAndACapacityOfTheirOwn) {
-  const auto schedules = replay::parse_schedules("self-calibrating:0.25:sketch@256,fixed-stride:3:sketch,never@9");
-  ASSERT_EQ(schedules.size(), 3U);
-  EXPECT_EQ(schedules[0].name, "self-calibrating:0.25:sketch@256");
-  EXPECT_EQ(std::get<recycled::SelfCalibrating>(schedules[0].schedule).late, 0.25F);
-  EXPECT_EQ(schedules[0].sketch().coordinates, 32);
-  EXPECT_EQ(schedules[0].capacity, 256);
-  EXPECT_EQ(std::get<recycled::FixedStride>(schedules[1].schedule).stride, 3);
-  EXPECT_EQ(schedules[1].sketch().coordinates, 32);
-  EXPECT_EQ(schedules[1].capacity, 0);
-  EXPECT_EQ(schedules[2].sketch().coordinates, 0);
-  EXPECT_EQ(schedules[2].capacity, 9);
-}
-
-TEST(Schedules, ThatCantBeAreRefusedByName) {
-  for (const char* text : {"never:sketch",
-                           "always:sketch",
-                           "sketch",
-                           "fixed-stride:sketch",
-                           "fixed-stride:5@",
-                           "fixed-stride:5@0",
-                           "fixed-stride:5@256:sketch",
-                           "@256",
-                           "",
-                           "nevr",
-                           "never:1",
-                           "fixed-stride",
-                           "fixed-stride:",
-                           "fixed-stride:0",
-                           "fixed-stride:-1",
-                           "fixed-stride:1.5",
-                           "fixed-stride:99999999999999999999",
-                           "query-similarity:5",
-                           "query-similarity:5:2",
-                           "query-similarity:5:nan",
-                           "never,",
-                           "never, always"}) {
-    const std::string message = message_of<std::exception>([&] { replay::parse_schedules(text); });
-    EXPECT_TRUE(message.starts_with("--schedule")) << text << ": " << message;
-  }
-}
-
 TEST(Report, JsonHasAnObjectAPolicy) {
   const std::vector<replay::Result> results{{"never", 0, 7, 787968, 0.125, 0.25, 0.75, 61.5, {}},
                                             {"fixed-stride:10", 153, 0, 1375947, 0.5, HUGE_VAL, 1, 120, {}}};
@@ -245,8 +194,49 @@ TEST(Replay, RefreshesByASketchLoseLessThanFullOnesNowAndThen) {
   EXPECT_EQ(results[1].sketched_steps, 0);
 }
 
+/// What baselines that go by position cover is known beforehand, by full attention alone.
+TEST(Replay, OfBaselinesReadsWhatTheyKeep) {
+  constexpr index_t prompt = 4096, capacity = 256, tokens = 40;
+  replay::Options wanted = options(prompt, capacity, tokens);
+  wanted.schedules =
+      replay::parse_schedules("sliding-window,streaming-llm,never,snapkv:1,h2o:64,h2o:4096,h2o:1,keyformer,snapkv");
+  const std::vector<replay::Result> results = replay::run<half>(moonstone(), wanted);
+  for (std::size_t i = 1; i < results.size(); ++i) {
+    EXPECT_EQ(results[i].full_steps, 0);
+    EXPECT_EQ(results[i].rows, 3 * tokens * (capacity + 1));
+    EXPECT_GT(results[i].error, 0.01);
+  }
+  EXPECT_EQ(results[4].error, results[3].error);  // SnapKV with a window of 1 is what never does
+  EXPECT_EQ(results[6].error, results[5].error);  // the trace has no more than 64 of the prompt's queries
+  EXPECT_NE(results[7].error, results[5].error);
+  EXPECT_NE(results[9].error, results[3].error);
+  EXPECT_LT(results[5].error, results[2].error);
+  EXPECT_NE(results[8].error, results[5].error);
+
+  const replay::Trace& trace = moonstone();
+  recycled::Array<half> keys(static_cast<index_t>(trace.keys.size()));
+  recycled::encode(trace.keys.data(), keys.size(), keys.data());
+  replay::Truth truth(trace.shape, recycled::KvView<half>::position_major(keys.data(), keys.data(), trace.shape, 4608));
+  for (const index_t sinks : {0, 4}) {
+    double covered = 0;
+    for (index_t own = prompt; own < prompt + tokens; ++own) {
+      truth.attend(trace.query(own), own + 1);
+      std::vector<index_t> kept;
+      for (index_t j = 0; j <= own; ++j) {
+        if (j < sinks || j >= own - capacity + sinks) kept.push_back(j);
+      }
+      for (index_t g = 0; g < 3; ++g) covered += truth.covered(g, kept);
+    }
+    const double mean = covered / static_cast<double>(tokens * trace.shape.query_heads);
+    EXPECT_NEAR(results[sinks == 0 ? 1 : 2].covered, mean, 1e-9);
+  }
+}
+
 TEST(Replay, WithRoomForEverythingIsExact) {
-  for (const replay::Result& result : replay::run<half>(moonstone(), options(4096, 5000, 20))) {
+  replay::Options wanted = options(4096, 5000, 20);
+  for (replay::Policy& policy : replay::parse_schedules("snapkv,sliding-window,streaming-llm,h2o,keyformer"))
+    wanted.schedules.push_back(std::move(policy));
+  for (const replay::Result& result : replay::run<half>(moonstone(), wanted)) {
     EXPECT_EQ(result.error, 0) << result.policy;
     EXPECT_NEAR(result.covered, 1, 1e-12) << result.policy;
     EXPECT_EQ(result.bytes_share, 1) << result.policy;

@@ -23,7 +23,10 @@ usage: replay --trace DIR --layer N --prompt P --capacity K [option...]     (def
                     query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE,
                     budgeted:SHARE; with :sketch behind any of the last five refreshes read a sketch of the
                     keys; with @K behind that the policy has a capacity of its own, as
-                    self-calibrating:0.5:sketch@256
+                    self-calibrating:0.5:sketch@256. Baselines, never refreshed: snapkv, sliding-window,
+                    streaming-llm, h2o, keyformer; :WINDOW behind snapkv, h2o and keyformer: so many of the
+                    prompt's last queries choose (32), as far as the trace has them; h2o:4096 of a prompt of
+                    4096 tokens is what H2O does
                     (never,fixed-stride:10,query-similarity:5:0.85)
   --type TYPE       KV type: f32, f16, bf16 or q8_0, or f32/f16 or q8_0/f16, where rows are recycled as f16 (f16)
   --tokens N        decode steps (all that follow the prompt)

@@ -18,10 +18,11 @@ using Progress = std::function<void(index_t, index_t)>;
 
 template <class T, class R, class Schedules>
 struct LayersOf;
-/// A layer with one of these schedules.
+/// A layer with one of these schedules, or a baseline.
 template <class T, class R, class... S>
 struct LayersOf<T, R, std::variant<S...>> {
-  using type = std::variant<recycled::LayerAttention<T, S, recycled::TopK, R>...>;
+  using type = std::variant<recycled::LayerAttention<T, S, recycled::TopK, R>...,
+                            recycled::LayerAttention<T, recycled::NeverFull, examples::AnySelection, R>>;
 };
 
 /// Keys and values are of type T, and recycled as R.
@@ -52,9 +53,7 @@ class Replay {
   }
 
  private:
-  template <class S>
-  using LayerOf = recycled::LayerAttention<T, S, recycled::TopK, R>;
-  using Full = LayerOf<recycled::AlwaysFull>;
+  using Full = recycled::LayerAttention<T, recycled::AlwaysFull, recycled::TopK, R>;
   using Layer = typename LayersOf<T, R, AnySchedule>::type;
   using Sets = std::vector<std::vector<index_t>>;  // for each KV head the positions held
 
@@ -87,26 +86,30 @@ class Replay {
     return recycled::KvView<T>::position_major(keys_.data(), values_.data(), trace_.shape, length);
   }
 
-  /// New layers that have seen the prompt and chosen by its last token.
+  /// New layers that have seen the prompt and chosen by its last tokens.
   std::vector<Layer> begin() const {
     std::vector<Layer> layers;
     for (const Policy& policy : options_.schedules) {
       layers.push_back(
-          std::visit([&](const auto& schedule) { return Layer(begin(policy, schedule)); }, policy.schedule));
+          policy.baseline
+              ? begin(policy, recycled::NeverFull{}, policy.baseline(capacity(policy), options_.tokens))
+              : std::visit([&](const auto& s) { return begin(policy, s, policy.selection()); }, policy.schedule));
     }
     return layers;
   }
-  template <recycled::Schedule S>
-  LayerOf<S> begin(const Policy& policy, const S& schedule) const {
-    const index_t capacity = policy.capacity > 0 ? policy.capacity : options_.capacity;
-    LayerOf<S> layer(trace_.shape, {.capacity = capacity, .max_length = trace_.tokens, .sketch = policy.sketch()},
-                     schedule, policy.selection());
-    // As many of the prompt's last queries as the trace has, up to what a sketch makes use of.
-    const index_t first = std::max(trace_.first_query, options_.prompt - 64);
+  template <recycled::Schedule S, recycled::Selection Keep>
+  Layer begin(const Policy& policy, const S& schedule, const Keep& selection) const {
+    recycled::LayerAttention<T, S, Keep, R> layer(
+        trace_.shape, {.capacity = capacity(policy), .max_length = trace_.tokens, .sketch = policy.sketch()}, schedule,
+        selection);
+    // As many of the prompt's last queries as the trace has, up to what a sketch or the selection makes use of.
+    const index_t wanted = std::max(policy.observation_window, index_t{64});
+    const index_t first = std::max(trace_.first_query, options_.prompt - std::min(options_.prompt, wanted));
     layer.observe(trace_.queries_of(first, options_.prompt), options_.prompt);
     layer.prepare(view(options_.prompt), pool_);
     return layer;
   }
+  index_t capacity(const Policy& policy) const { return policy.capacity > 0 ? policy.capacity : options_.capacity; }
 
   /// What each KV head holds for the next step.
   template <class L>

@@ -85,9 +85,10 @@ class HeadSets {
     if (sketch_ && kv.length > capacity_) sketch_->renew(kv, scores.axes(), executor);
   }
 
-  /// The first set, by the scores of the prompt.
-  void choose_first(index_t g, const KvView<T>& kv, const Visible& visible, ScoreBoard& scores) noexcept {
-    scores.choose(g, selection(g), visible, kv, ScoreBoard::Source::prompt, cache_);
+  /// The first set, by the mean scores of so many queries of the prompt.
+  void choose_first(index_t g, const KvView<T>& kv, const Visible& visible, index_t queries,
+                    ScoreBoard& scores) noexcept {
+    scores.choose(g, selection(g), visible, kv, ScoreBoard::Source::prompt, cache_, queries);
   }
   /// A new set by the sketch's logits of the packed `queries`, whose log-sum-exps go to `lse`; the old one is measured
   /// by them. False, and nothing done, if they are no numbers.

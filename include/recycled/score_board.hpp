@@ -66,15 +66,16 @@ class ScoreBoard {
   /// Where scores come from: of the prompt's last queries, of a full step, or of a sketch of the keys.
   enum class Source { prompt, step, sketch };
 
-  /// Replaces the set of KV head `g` by what `selection` makes of the scores. `view` holds at least the positions seen.
+  /// Replaces the set of KV head `g` by what `selection` makes of the scores, the mean of those of so many queries.
+  /// `view` holds at least the positions seen.
   template <Scalar T, Scalar R, Selection Keep>
   void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
-              RecycleCache<R>& cache) noexcept {
+              RecycleCache<R>& cache, index_t queries = 1) noexcept {
     const index_t length = visible.window.end;
     if (source == Source::sketch) favour_held(g, cache);
     const bool by_scores = detail::ranks_are_scores(selection);
     const std::span<float> ranked(by_scores ? log_weights(g) : ranks(g), static_cast<std::size_t>(length));
-    if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt}, ranked);
+    if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt, queries}, ranked);
     if (visible.window.begin > visible.sinks.end) {
       // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
       for (float& rank : ranked) rank = detail::sane_rank(rank);
@@ -190,11 +191,12 @@ class ScoreBoard {
                 RecycleCache<R>& cache) noexcept {
     const std::span<const index_t> positions = cache.positions(g);
     float* const weights = log_weights(g);
-    for (std::size_t s = 0; s < positions.size(); ++s) {
-      const index_t place = by_position ? positions[s] : static_cast<index_t>(s);
-      float largest = row(g, 0)[place] - lse[0];
-      for (index_t r = 1; r < group_; ++r) largest = std::max(largest, row(g, r)[place] - lse.data()[r]);
-      weights[s] = largest;
+    if (by_position) {
+      for (std::size_t s = 0; s < positions.size(); ++s) {
+        kernels::group_log_weights<Isa>(row(g, 0) + positions[s], room_, lse, 1, weights + s);
+      }
+    } else {
+      logits(g).log_weights(lse, static_cast<index_t>(positions.size()), weights);
     }
     selection.attended(Attended{positions, {weights, positions.size()}}, cache.ranks(g));
     for (float& rank : cache.ranks(g)) rank = detail::sane_rank(rank);

@@ -94,7 +94,7 @@ class TokenAttention {
         scores().score(g, lse_of(g), visible);
         if (tokens > 1) scores().average(g, seen, length, i, tokens);
         sets_[g].must_refresh = !Sets::is_sound(lse_of(g)) || (i > 0 && sets_[g].must_refresh);
-        if (i + 1 == tokens) sets_.choose_first(g, kv, visible, scores());
+        if (i + 1 == tokens) sets_.choose_first(g, kv, visible, tokens, scores());
       });
     }
     KvView<T> prompt = kv;

@@ -27,6 +27,11 @@ class Fed {
       values_[at(g)].push_back(part(token.value, g, shape_.value_dim));
     }
   }
+  void truncate(index_t length) {
+    for (Rows* rows : {keys_.data(), values_.data()}) {
+      for (index_t g = 0; g < shape_.kv_heads; ++g) rows[g].resize(at(length));
+    }
+  }
   /// Of the query rows of KV head `g`, over `seen`.
   std::vector<Attention> attend(index_t g, const std::vector<float>& query, const Positions& seen,
                                 const recycled::AttentionOptions& options = {}) const {

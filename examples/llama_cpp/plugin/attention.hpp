@@ -52,11 +52,11 @@ class Attention {
   virtual recycled::HeadStatistics statistics() const = 0;
 };
 
-template <recycled::Scalar T, recycled::Schedule Policy>
+template <recycled::Scalar T, recycled::Schedule Policy, recycled::Selection Keep>
 class AttentionOf final : public Attention {
  public:
   AttentionOf(const recycled::Shape& shape, const recycled::LayerOptions& options, const Policy& policy,
-              const recycled::TopK& selection, std::shared_ptr<recycled::Scratch> scratch)
+              const Keep& selection, std::shared_ptr<recycled::Scratch> scratch)
       : layer_(shape, options, policy, selection) {
     layer_.share(std::move(scratch));
   }
@@ -90,8 +90,11 @@ class AttentionOf final : public Attention {
     return view;
   }
 
-  recycled::LayerAttention<T, Policy> layer_;
+  recycled::LayerAttention<T, Policy, Keep> layer_;
 };
+
+/// How many tokens an answer has, for baselines that want to know.
+inline constexpr index_t expected_tokens = 256;
 
 /// A layer for rows of a ggml type, which is one of the four that Recycled reads.
 inline std::unique_ptr<Attention> make_attention(ggml_type type, const recycled::Shape& shape,
@@ -99,9 +102,12 @@ inline std::unique_ptr<Attention> make_attention(ggml_type type, const recycled:
                                                  const std::shared_ptr<recycled::Scratch>& scratch) {
   options.sketch = named.sketch();
   const auto of = [&]<recycled::Scalar T>(T) -> std::unique_ptr<Attention> {
-    const auto with = [&]<recycled::Schedule Policy>(const Policy& policy) -> std::unique_ptr<Attention> {
-      return std::make_unique<AttentionOf<T, Policy>>(shape, options, policy, named.selection(), scratch);
+    const auto keeping = [&]<class Policy, class Keep>(const Policy& policy,
+                                                       const Keep& keep) -> std::unique_ptr<Attention> {
+      return std::make_unique<AttentionOf<T, Policy, Keep>>(shape, options, policy, keep, scratch);
     };
+    const auto with = [&](const auto& policy) { return keeping(policy, named.selection()); };
+    if (named.baseline) return keeping(recycled::NeverFull{}, named.baseline(options.capacity, expected_tokens));
     if (const auto* exact = std::get_if<recycled::AlwaysFull>(&named.schedule)) return with(*exact);
     if (const auto* own = std::get_if<recycled::SelfCalibrating>(&named.schedule))
       return with(RuntimeHeadSchedule{*own});

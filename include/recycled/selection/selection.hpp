@@ -15,6 +15,7 @@ namespace recycled::inline RECYCLED_ABI {
 struct Scores {
   std::span<const float> log_weights;  ///< [length]
   bool of_prompt = false;              ///< they choose the first set after a prompt: what was before counts no more
+  index_t queries = 1;                 ///< of so many queries they are the mean
 };
 
 /// What a recycled step attended to, slot by slot; entries keep their slots until they leave.

@@ -9,7 +9,8 @@
 namespace recycled::inline RECYCLED_ABI {
 
 /// The paper's selection: scores, max-pooled over neighbouring positions so that an important token keeps its company
-/// (SnapKV's pooling).
+/// (SnapKV's pooling). With an observation window and the schedule NeverFull it is SnapKV (Li et al. 2024,
+/// arXiv:2404.14469).
 ///
 /// With `memory` a full step's scores (attention weights) are averaged with those of the steps before: a single query
 /// is a noisy judge of what will matter. The paper has none, and refreshing soon enough leaves little for it to do.

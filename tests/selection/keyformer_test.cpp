@@ -1,0 +1,78 @@
+// Keyformer's noise, its temperature and its seed; what it keeps is in baselines_test.cpp.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <set>
+
+#include "reference/feed.hpp"
+
+namespace {
+
+using namespace recycled;
+using reference::Positions;
+
+TEST(Keyformer, HasATemperatureThatRisesToTwo) {
+  Keyformer keyformer{.recent = 1, .tokens = 100};
+  std::vector<float> ranks(30);
+  const std::vector<float> log_weights(30, -3);
+  keyformer.rank({log_weights, true, 1}, ranks);
+  EXPECT_EQ(keyformer.temperature(10), 1);
+  EXPECT_EQ(keyformer.temperature(29), 1);
+  EXPECT_EQ(keyformer.temperature(30), 1.01F);
+  EXPECT_EQ(keyformer.temperature(79), 1.5F);
+  EXPECT_EQ(keyformer.temperature(129), 2);
+  EXPECT_EQ(keyformer.temperature(1000), 2);
+  ranks.resize(50);  // a full step while generating
+  keyformer.rank({std::vector<float>(50, -3), false, 1}, ranks);
+  EXPECT_EQ(keyformer.temperature(79), 1.5F);
+  keyformer.truncate(20);
+  EXPECT_EQ(keyformer.temperature(69), 1.5F);
+}
+
+TEST(Gumbel, HasItsMeanAndVarianceAndIsFinite) {
+  constexpr index_t side = 1000;
+  double sum = 0, squares = 0, neighbours = 0;
+  float least = 0, most = 0, before = 0;
+  for (index_t query = 0; query < side; ++query) {
+    for (index_t position = 0; position < side; ++position) {
+      const float noise = detail::gumbel(1, query, position);
+      ASSERT_TRUE(std::isfinite(noise));
+      sum += static_cast<double>(noise);
+      squares += static_cast<double>(noise) * static_cast<double>(noise);
+      neighbours += static_cast<double>(noise) * static_cast<double>(before);
+      before = noise;
+      least = std::min(least, noise);
+      most = std::max(most, noise);
+    }
+  }
+  const double mean = sum / (side * side), variance = squares / (side * side) - mean * mean;
+  EXPECT_NEAR(mean, 0.577216, 0.005);
+  EXPECT_NEAR(variance, 1.644934, 0.02);
+  EXPECT_NEAR(neighbours / (side * side) - mean * mean, 0, 0.01);
+  EXPECT_LT(least, -2.4F);
+  EXPECT_GT(most, 11);
+}
+
+TEST(Gumbel, DependsOnSeedQueryAndPosition) {
+  const float noise = detail::gumbel(1, 2, 3);
+  EXPECT_EQ(detail::gumbel(1, 2, 3), noise);
+  EXPECT_NE(detail::gumbel(2, 2, 3), noise);
+  EXPECT_NE(detail::gumbel(1, 3, 3), noise);
+  EXPECT_NE(detail::gumbel(1, 2, 4), noise);
+  EXPECT_NE(detail::gumbel(1, 3, 2), noise);
+}
+
+TEST(Keyformer, ChoosesOtherwiseBySeed) {
+  std::set<Positions> chosen;
+  for (const std::uint64_t seed : {1U, 2U, 1U, 2U}) {
+    const Shape shape{4, 2, 16};
+    Decoder<float, NeverFull, Keyformer> decoder({1, shape}, {.capacity = 12}, {}, {.recent = 3, .seed = seed});
+    reference::Tokens tokens(shape, 6);
+    reference::prefill(decoder, tokens.next(60));
+    reference::decode(decoder, tokens.next(30));
+    chosen.insert(decoder.layer(0).recycled_positions(0));
+  }
+  EXPECT_EQ(chosen.size(), 2U);
+}
+
+}  // namespace
