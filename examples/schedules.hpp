@@ -26,6 +26,8 @@ struct NamedSchedule {
   index_t observation_window = 1;  ///< prompt queries that choose the first set
   Baseline baseline = {};          ///< makes the selection in place of selection(), if there is one
 
+  /// Whether more of the prompt than its last token is of use.
+  bool looks_back() const { return sketched || observation_window > 1; }
   /// For LayerAttention: 32 coordinates are a sixteenth of what a row of 128 halves takes, an eighth of one of 64.
   recycled::SketchOptions sketch() const { return {.coordinates = sketched ? 32 : 0}; }
   /// A sketch's scores are noise to a pool: it would spread what is high by chance.

@@ -47,6 +47,8 @@ class Attention {
   virtual ~Attention() = default;
   virtual void prefill(std::span<const float> queries, const Memory&, const Cells&, std::span<float> out, Threads&) = 0;
   virtual void step(std::span<const float> query, const Memory&, const Cells&, std::span<float> out, Threads&) = 0;
+  /// The prompt's last queries, which choose the first set.
+  virtual void observe(std::span<const float> queries, index_t length) = 0;
   virtual void clear() = 0;
   virtual index_t length() const = 0;
   virtual recycled::HeadStatistics statistics() const = 0;
@@ -69,6 +71,7 @@ class AttentionOf final : public Attention {
             Threads& threads) override {
     layer_.step(query, view(memory, cells), out, threads);
   }
+  void observe(std::span<const float> queries, index_t length) override { layer_.observe(queries, length); }
   void clear() override { layer_.clear(); }
   index_t length() const override { return layer_.length(); }
   recycled::HeadStatistics statistics() const override { return layer_.statistics().total(); }
@@ -102,17 +105,18 @@ inline std::unique_ptr<Attention> make_attention(ggml_type type, const recycled:
                                                  const std::shared_ptr<recycled::Scratch>& scratch) {
   options.sketch = named.sketch();
   const auto of = [&]<recycled::Scalar T>(T) -> std::unique_ptr<Attention> {
-    const auto keeping = [&]<class Policy, class Keep>(const Policy& policy,
-                                                       const Keep& keep) -> std::unique_ptr<Attention> {
-      return std::make_unique<AttentionOf<T, Policy, Keep>>(shape, options, policy, keep, scratch);
+    const auto make = [&](const auto& policy, const auto& keep) -> std::unique_ptr<Attention> {
+      using Layer = AttentionOf<T, std::decay_t<decltype(policy)>, std::decay_t<decltype(keep)>>;
+      return std::make_unique<Layer>(shape, options, policy, keep, scratch);
     };
-    const auto with = [&](const auto& policy) { return keeping(policy, named.selection()); };
-    if (named.baseline) return keeping(recycled::NeverFull{}, named.baseline(options.capacity, expected_tokens));
-    if (const auto* exact = std::get_if<recycled::AlwaysFull>(&named.schedule)) return with(*exact);
+    if (named.baseline) return make(recycled::NeverFull{}, named.baseline(options.capacity, expected_tokens));
+    const recycled::TopK keep = named.selection();
+    if (const auto* exact = std::get_if<recycled::AlwaysFull>(&named.schedule)) return make(*exact, keep);
     if (const auto* own = std::get_if<recycled::SelfCalibrating>(&named.schedule))
-      return with(RuntimeHeadSchedule{*own});
-    if (const auto* own = std::get_if<recycled::Budgeted>(&named.schedule)) return with(RuntimeHeadSchedule{*own});
-    return with(RuntimeSchedule{named.schedule});
+      return make(RuntimeHeadSchedule{*own}, keep);
+    if (const auto* own = std::get_if<recycled::Budgeted>(&named.schedule))
+      return make(RuntimeHeadSchedule{*own}, keep);
+    return make(RuntimeSchedule{named.schedule}, keep);
   };
   switch (type) {
     case GGML_TYPE_F32:

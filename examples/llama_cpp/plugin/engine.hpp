@@ -38,6 +38,11 @@ class Engine {
     if (part.recycles && part.sequence->version == part.version)
       return step(node, *part.sequence, memory, queries, out, first_layer);
     const Cells cells{part.chain.cells.data(), static_cast<index_t>(part.chain.cells.size()), part.side_by_side};
+    // Else the first token's full step chooses, which costs as much as to choose by the prompt's last, and loses less.
+    if (plans_.policy().schedule.looks_back() && part.sequence != nullptr && part.sequence->version == part.version) {
+      Sequence& sequence = *part.sequence;
+      layer_of(sequence, node).prompt.add(queries, part.chain.tokens, cells.count, sequence.epoch);
+    }
     Attention& attention = exact(node, part.chain.window);
     attention.clear();
     if (part.chain.tokens == 1) {
@@ -49,13 +54,17 @@ class Engine {
     }
   }
 
+  static RememberedLayer& layer_of(Sequence& sequence, const Node& node) {
+    const auto [place, added] = sequence.layers.try_emplace(node.cache());
+    if (added) place->second.index = static_cast<index_t>(sequence.layers.size()) - 1;
+    return place->second;
+  }
+
   /// A token that continues its sequence, by what the layer remembers of it.
   void step(const Node& node, Sequence& sequence, const Memory& memory, std::span<const float> query,
             std::span<float> out, bool first_layer) {
     const Cells cells{sequence.cells.data(), static_cast<index_t>(sequence.cells.size()), sequence.side_by_side};
-    const auto [place, added] = sequence.layers.try_emplace(node.cache());
-    RememberedLayer& layer = place->second;
-    if (added) layer.index = static_cast<index_t>(sequence.layers.size()) - 1;
+    RememberedLayer& layer = layer_of(sequence, node);
     const Policy& policy = plans_.policy();
     // A share of the length: made anew, with a full step, where that has grown, or started again much smaller.
     const bool other_length = layer.room < cells.count || layer.room > 2 * cells.count;
@@ -80,6 +89,8 @@ class Engine {
       attention.clear();
       layer.contents.clear();
       layer.epoch = sequence.epoch;
+      const LastQueries& prompt = layer.prompt;
+      if (prompt.epoch == sequence.epoch && prompt.end == cells.count - 1) attention.observe(prompt.rows, prompt.end);
     }
     const recycled::HeadStatistics before = attention.statistics();
     attention.step(query, memory, cells, out, threads_);

@@ -12,9 +12,33 @@
 
 namespace plugin {
 
+/// The last queries of a prompt: they choose what is recycled first, and say what a sketch is for.
+struct LastQueries {
+  static constexpr index_t most = 64;  ///< tokens
+
+  std::vector<float> rows;  ///< [token, query head, dim]
+  index_t end = 0;          ///< positions of the sequence behind the last of them
+  index_t epoch = -1;       ///< of the sequence
+
+  /// Those of the tokens up to position `length`.
+  void add(std::span<const float> queries, index_t tokens, index_t length, index_t now) {
+    if (epoch != now || end != length - tokens) rows.clear();
+    epoch = -1;  // where memory runs out these are nobody's
+    const std::size_t size = queries.size() / static_cast<std::size_t>(tokens);
+    const std::size_t room = static_cast<std::size_t>(most) * size;
+    if (queries.size() > room) queries = queries.last(room);
+    const std::size_t kept = std::min(rows.size(), room - queries.size());
+    rows.erase(rows.begin(), rows.end() - static_cast<std::ptrdiff_t>(kept));
+    rows.insert(rows.end(), queries.begin(), queries.end());
+    end = length;
+    epoch = now;
+  }
+};
+
 /// What one layer remembers of one sequence.
 struct RememberedLayer {
   std::unique_ptr<Attention> attention;
+  LastQueries prompt;
   Contents contents;
   index_t epoch = 0;
   index_t room = 0;   ///< length that the recycle cache was made for

@@ -3,21 +3,17 @@
 // usage: agreement MODEL PLUGIN TEXT --context N --tokens N [--schedules LIST] [--capacity K] [--json FILE]
 // A schedule of the list may have a capacity of its own behind an @.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <numeric>
 #include <sstream>
 
-#include "host.hpp"
+#include "reading.hpp"
 
 namespace {
 
 using namespace host;
-using Logits = std::vector<std::vector<float>>;
 
 struct Line {
   std::string name;
@@ -25,42 +21,6 @@ struct Line {
   double milliseconds = 0, p99 = 0;  // of a token
   double bytes = 1;                  // of rows and sketches, of those that exact attention reads
 };
-
-std::vector<llama_token> tokens_of(const llama_model* model, const std::string& path, int wanted) {
-  std::ifstream file(path);
-  const std::string text((std::istreambuf_iterator<char>(file)), {});
-  std::vector<llama_token> tokens(text.size() + 16);
-  const int count = llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<int>(text.size()),
-                                   tokens.data(), static_cast<int>(tokens.size()), true, false);
-  if (count < wanted)
-    throw std::runtime_error(path + ": " + std::to_string(count) + " tokens, " + std::to_string(wanted) +
-                             " are needed");
-  tokens.resize(static_cast<std::size_t>(wanted));
-  return tokens;
-}
-
-/// What follows each of a text's tokens, and how long it took.
-struct Followed {
-  Logits logits;
-  std::vector<double> milliseconds;
-};
-
-/// The text's tokens [begin, end), one by one.
-Followed follow(llama_context* context, const std::vector<llama_token>& text, int begin) {
-  Followed followed;
-  for (std::size_t i = static_cast<std::size_t>(begin); i < text.size(); ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    followed.logits.push_back(decode(context, {{text[i], static_cast<llama_pos>(i)}}, 1).front());
-    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
-    followed.milliseconds.push_back(time.count());
-  }
-  return followed;
-}
-void read_prompt(llama_context* context, const std::vector<llama_token>& text, int length) {
-  std::vector<Token> prompt;
-  for (int i = 0; i < length; ++i) prompt.push_back({text[static_cast<std::size_t>(i)], i});
-  decode(context, prompt, 1);
-}
 
 Line compare(const std::string& name, Followed followed, const Logits& expected, double bytes = 1) {
   const Logits& actual = followed.logits;
@@ -92,13 +52,13 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
   const int context = std::stoi(options["--context"]), count = std::stoi(options["--tokens"]);
   const Model model = load_model(model_path);
   Plugin plugin(plugin_path);
-  const std::vector<llama_token> text = tokens_of(model.get(), text_path, context + count);
+  const Tokens text = tokens_of(model.get(), text_path, context + count);
   Settings settings{.positions = static_cast<unsigned>((context + count + 255) / 256 * 256)};
   const auto stock = [&](bool flash_attention) {
     settings.flash_attention = flash_attention;
     const Context made = make_context(model.get(), settings);
-    read_prompt(made.get(), text, context);
-    return follow(made.get(), text, context);
+    read_prompt(made.get(), text, 0, context);
+    return follow(made.get(), text, context, context + count);
   };
   std::printf("%d tokens behind %d; of logits against stock without flash attention:\n", count, context);
   std::printf("%-28s %9s %9s %9s %8s %8s %8s %8s\n", "", "NMSE", "worst", "KL", "same", "bytes", "ms", "p99/mean");
@@ -108,15 +68,13 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
   plugin.turn(true);
   settings.flash_attention = true;
   const Context ours = make_context(model.get(), settings);
-  read_prompt(ours.get(), text, context);
+  read_prompt(ours.get(), text, 0, context);
   std::istringstream schedules(options["--schedules"]);
   for (std::string schedule; std::getline(schedules, schedule, ',');) {
-    llama_memory_seq_rm(llama_get_memory(ours.get()), 0, context, -1);
-    const std::size_t at = schedule.find('@');
-    plugin.set("schedule", schedule.substr(0, at));
-    plugin.set("capacity", at == std::string::npos ? options["--capacity"] : schedule.substr(at + 1));
+    rewind(ours.get(), context);
+    set_policy(plugin, schedule, options["--capacity"]);
     const recycled_ggml_statistics before = plugin.statistics();
-    Followed followed = follow(ours.get(), text, context);
+    Followed followed = follow(ours.get(), text, context, context + count);
     const recycled_ggml_statistics after = plugin.statistics();
     const auto full = static_cast<double>(after.bytes_full - before.bytes_full);
     const double bytes = full > 0 ? static_cast<double>(after.bytes_read - before.bytes_read) / full : 1;

@@ -294,10 +294,10 @@ TEST(SelfCalibrating, ContextShift) { expect_recycled(context_shift, {}, "self-c
 TEST(SelfCalibrating, LoadsAnother) { expect_recycled(load_another, {}, "self-calibrating"); }
 
 /// With room for all positions recycling loses nothing: a mistake about whose cells are which would show.
-void expect_lossless(const Life& life, const Settings& settings) {
+void expect_lossless(const Life& life, const Settings& settings, const char* schedule = "fixed-stride:7") {
   plugin->set("capacity", "4096");
   const recycled_ggml_statistics before = plugin->statistics();
-  const Chat ours = run(life, settings, true, "fixed-stride:7");
+  const Chat ours = run(life, settings, true, schedule);
   EXPECT_GT(plugin->statistics().recycled_steps, before.recycled_steps);
   plugin->set("capacity", "64");
   expect_stock(ours, life, settings, 1e-5);
@@ -320,6 +320,22 @@ TEST(Recycled, MoreSlotsThanAreRemembered) {
   expect_lossless(turns, two_unified);
   expect_lossless(slots, three_unified);
   plugin->set("sequences", "8");
+}
+
+/// However the prompt is cut, its last queries choose what is recycled first, and no step need be full.
+TEST(Windows, OfAPromptChooseTheFirstSet) {
+  const recycled_ggml_statistics before = plugin->statistics();
+  const Chat whole = run(generation, {}, true, "snapkv:32"), cut = run(generation, {.chunk = 24}, true, "snapkv:32");
+  EXPECT_EQ(plugin->statistics().full_steps, before.full_steps);
+  EXPECT_GT(plugin->statistics().recycled_steps, before.recycled_steps);
+  expect_near(cut, whole, 1e-5);
+  const Chat last = run(generation, {}, true, "snapkv:1");
+  EXPECT_GT(nmse(last.logits().back(), whole.logits().back()), 1e-5) << "a window of another length chooses the same";
+}
+TEST(Windows, OfConversationsAreTheirOwn) {
+  expect_lossless(slots, three_unified, "snapkv:32");
+  expect_lossless(turns, two_unified, "h2o:32");
+  expect_lossless(rollback, {}, "snapkv:32");
 }
 
 TEST(Settings, AreCheckedByName) {

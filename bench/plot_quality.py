@@ -1,0 +1,100 @@
+#!/usr/bin/python3
+"""The frontier: what policies lose against what they read and how long a token takes. Prints means over texts.
+
+usage: plot_quality.py PICTURE.png RESULTS.json...
+
+Results are those of `bench/run quality` for models, whose loss is the KL divergence, or of `replay`, one layer's, whose
+loss is the error of its output.
+"""
+import json
+import math
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; the markers help in print.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
+MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*"]
+COSTS = {"rows": "rows read", "bytes_share": "bytes read", "time": "time of a token's decoding"}
+
+
+def family(policy):
+    """Settings of one kind of policy are joined by a line: 'self-calibrating:0.3:sketch@1/8' is one with a sketch."""
+    name, _, capacity = policy.partition("@")
+    parts = name.split(":")
+    kind = parts[0] + (":sketch" if parts[-1] == "sketch" else "")
+    return kind + (f", K = {capacity}" if capacity and parts[-1] == "sketch" else "")
+
+
+def read(paths):
+    """{title: {policy: [line of each text]}}"""
+    panels = {}
+    for path in paths:
+        with open(path) as file:
+            lines = json.load(file)
+        for line in lines:
+            if "model" in line:
+                title = f"{line['model']}, behind {line['context']} tokens"
+                line |= {"loss": line["kl_mean"], "time": line["ms"] / line["full_ms"]}
+            else:
+                title, full = "one layer of a trace", lines[0]
+                line |= {"loss": line["error"], "time": line["microseconds"] / full["microseconds"]}
+                line["rows"] /= full["rows"] if line is not full else 1
+            panels.setdefault(title, {}).setdefault(line["policy"], []).append(line)
+    return panels
+
+
+def mean(lines, key):
+    return sum(line[key] for line in lines) / len(lines)
+
+
+def table(title, policies):
+    print(f"\n{title}: means over {len(policies['full'])} texts")
+    print(f"{'policy':<36} {'PPL':>8} {'KL':>8} {'median':>8} {'95 %':>8} {'rows':>7} {'bytes':>7} {'time':>6}")
+    for policy, lines in policies.items():
+        perplexity = math.exp(sum(math.log(line["perplexity"]) for line in lines) / len(lines))
+        print(f"{policy:<36} {perplexity:8.3f} {mean(lines, 'kl_mean'):8.4f} {mean(lines, 'kl_median'):8.4f} "
+              f"{mean(lines, 'kl_p95'):8.4f} {mean(lines, 'rows'):7.1%} {mean(lines, 'bytes_share'):7.1%} "
+              f"{mean(lines, 'time'):6.2f}")
+
+
+def draw(axes, policies):
+    points = {}
+    for policy, lines in policies.items():
+        if policy != "full" and mean(lines, "loss") > 0:
+            points.setdefault(family(policy), []).append(lines)
+    for axis, (cost, label) in zip(axes, COSTS.items()):
+        for i, (name, settings) in enumerate(points.items()):
+            settings = sorted(settings, key=lambda lines: mean(lines, cost))
+            axis.plot([mean(lines, cost) for lines in settings], [mean(lines, "loss") for lines in settings],
+                      color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=6, linewidth=1.5,
+                      linestyle="-" if i < len(COLOURS) else ":", label=name)
+        axis.set_yscale("log")
+        axis.set_xlim(left=0)
+        axis.set_xlabel(f"{label}, full attention = 1")
+
+
+def main():
+    picture, *paths = sys.argv[1:]
+    panels = read(paths)
+    for title, policies in panels.items():
+        if "kl_mean" in policies["full"][0]:
+            table(title, policies)
+    plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+                         "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
+                         "grid.color": "#DDDDDD", "grid.linewidth": 0.7})
+    figure, grid = plt.subplots(len(panels), 3, figsize=(15, 3.8 * len(panels)), squeeze=False, sharey="row",
+                                constrained_layout=True)
+    for axes, (title, policies) in zip(grid, panels.items()):
+        draw(axes, policies)
+        axes[0].set_title(title)
+        axes[0].set_ylabel("KL to full attention, nats" if "kl_mean" in policies["full"][0] else "error of the output")
+        axes[2].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
+    figure.savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

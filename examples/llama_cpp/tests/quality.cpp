@@ -1,0 +1,196 @@
+// What policies lose on texts: perplexity, and how far the distribution of the next token is from that of full
+// attention, beside what they read and how long a token takes.
+//
+// usage: quality MODEL PLUGIN NAME=FILE... [--contexts LIST] [--tokens N] [--policies LIST] [--capacity K] [--json
+// FILE] A policy is a schedule of the plugin, and may have a capacity of its own behind an @.
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <numeric>
+#include <sstream>
+
+#include "reading.hpp"
+
+namespace {
+
+using namespace host;
+
+struct Line {
+  std::string text, policy;
+  int context = 0;
+  double perplexity = 0, full_perplexity = 0;
+  double kl_mean = 0, kl_median = 0, kl_p95 = 0, kl_worst = 0;  // nats; worst: the mean of the worst 5 %
+  double kl_quarters[4] = {};                                   // mean of each quarter of the tokens
+  double rows = 1, bytes_share = 1;                             // of what full attention reads
+  double ms = 0, full_ms = 0;                                   // of a token
+};
+
+/// Tokens that a policy sees of the prompt: their queries choose its first set.
+constexpr int last_queries = 64;
+
+double mean(const double* begin, const double* end) {
+  return std::accumulate(begin, end, 0.0) / static_cast<double>(end - begin);
+}
+
+/// -log of the probability that logits give to a token.
+double surprise(const std::vector<float>& logits, llama_token token) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float x : logits) sum += std::exp(static_cast<double>(x - largest));
+  return std::log(sum) - static_cast<double>(logits[static_cast<std::size_t>(token)] - largest);
+}
+
+/// `text` goes one token further than what was followed from `begin` on.
+double perplexity(const Logits& logits, const Tokens& text, int begin) {
+  double sum = 0;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    sum += surprise(logits[i], text[static_cast<std::size_t>(begin) + i + 1]);
+  }
+  return std::exp(sum / static_cast<double>(logits.size()));
+}
+
+void compare(const Followed& followed, const Followed& full, Line& line) {
+  std::vector<double> kl;
+  for (std::size_t i = 0; i < full.logits.size(); ++i) {
+    kl.push_back(std::max(divergence(followed.logits[i], full.logits[i]), 0.0));
+  }
+  const auto at = [&](std::size_t quarter) { return kl.data() + kl.size() * quarter / 4; };
+  for (std::size_t q = 0; q < 4; ++q) line.kl_quarters[q] = mean(at(q), at(q + 1));
+  line.kl_mean = mean(at(0), at(4));
+  std::sort(kl.begin(), kl.end());
+  line.kl_median = kl[kl.size() / 2];
+  line.kl_p95 = kl[kl.size() * 95 / 100];
+  line.kl_worst = mean(kl.data() + kl.size() * 95 / 100, kl.data() + kl.size());
+  line.ms = mean(followed.milliseconds.data(), followed.milliseconds.data() + followed.milliseconds.size());
+}
+
+void print(const Line& line) {
+  std::printf("%-14s %6d %-32s %8.3f %8.4f %8.4f %8.4f %6.1f %% %6.1f %% %7.1f\n", line.text.c_str(), line.context,
+              line.policy.c_str(), line.perplexity, line.kl_mean, line.kl_median, line.kl_worst, 100 * line.rows,
+              100 * line.bytes_share, line.ms);
+  std::fflush(stdout);
+}
+
+void write(const std::string& path, const std::string& model, const std::vector<Line>& lines) {
+  std::ofstream json(path);
+  const char* separator = "[";
+  for (const Line& line : lines) {
+    json << separator << "{\"model\": \"" << model << "\", \"text\": \"" << line.text
+         << "\", \"context\": " << line.context << ", \"policy\": \"" << line.policy
+         << "\", \"perplexity\": " << line.perplexity << ", \"full_perplexity\": " << line.full_perplexity
+         << ", \"kl_mean\": " << line.kl_mean << ", \"kl_median\": " << line.kl_median
+         << ", \"kl_p95\": " << line.kl_p95 << ", \"kl_worst\": " << line.kl_worst << ", \"kl_quarters\": ["
+         << line.kl_quarters[0] << ", " << line.kl_quarters[1] << ", " << line.kl_quarters[2] << ", "
+         << line.kl_quarters[3] << "], \"rows\": " << line.rows << ", \"bytes_share\": " << line.bytes_share
+         << ", \"ms\": " << line.ms << ", \"full_ms\": " << line.full_ms << "}";
+    separator = ",\n ";
+  }
+  json << "]\n";
+  if (!json) throw std::runtime_error(path + " could not be written");
+}
+
+std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> parts;
+  std::istringstream stream(list);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+void run(const std::string& model_path, const std::string& plugin_path, const std::vector<std::string>& texts,
+         std::map<std::string, std::string>& options) {
+  std::vector<int> contexts;
+  for (const std::string& context : split(options["--contexts"])) contexts.push_back(std::stoi(context));
+  std::sort(contexts.begin(), contexts.end());
+  if (contexts.empty() || contexts.front() <= last_queries)
+    throw std::runtime_error("--contexts = " + options["--contexts"] + ", expected numbers above " +
+                             std::to_string(last_queries));
+  const int count = std::stoi(options["--tokens"]), longest = contexts.back() + count + 1;
+  const std::vector<std::string> policies = split(options["--policies"]);
+  const Model model = load_model(model_path);
+  Plugin plugin(plugin_path);
+  plugin.turn(true);
+  const Settings settings{.positions = static_cast<unsigned>((longest + 255) / 256 * 256)};
+  const std::string name = std::filesystem::path(model_path).filename().string();
+
+  std::printf("%s, %d tokens one by one; KL to full attention\n", name.c_str(), count);
+  std::printf("%-14s %6s %-32s %8s %8s %8s %8s %8s %8s %7s\n", "text", "behind", "policy", "PPL", "KL mean", "median",
+              "worst5%", "rows", "bytes", "ms");
+  std::vector<Line> lines;
+  for (const std::string& named : texts) {
+    const std::size_t equals = named.find('=');
+    const Tokens text = tokens_of(model.get(), named.substr(equals + 1), longest);
+    const Context context = make_context(model.get(), settings);
+    int read = 0;
+    for (const int begin : contexts) {
+      plugin.set("schedule", "exact");
+      rewind(context.get(), read);
+      read_prompt(context.get(), text, read, begin);
+      read = begin;
+      const auto measure = [&](const std::string& policy) {
+        rewind(context.get(), begin - last_queries);
+        set_policy(plugin, policy, options["--capacity"]);
+        read_prompt(context.get(), text, begin - last_queries, begin);
+        return follow(context.get(), text, begin, begin + count);
+      };
+      const Followed full = measure("exact");
+      Line exact{.text = named.substr(0, equals), .policy = "full", .context = begin};
+      exact.perplexity = exact.full_perplexity = perplexity(full.logits, text, begin);
+      compare(full, full, exact);
+      exact.full_ms = exact.ms;
+      lines.push_back(exact);
+      print(exact);
+      for (const std::string& policy : policies) {
+        Line line = exact;
+        line.policy = policy;
+        const recycled_ggml_statistics before = plugin.statistics();
+        const Followed followed = measure(policy);
+        const recycled_ggml_statistics after = plugin.statistics();
+        compare(followed, full, line);
+        line.perplexity = perplexity(followed.logits, text, begin);
+        const auto share = [](std::uint64_t part, std::uint64_t of) {
+          return of > 0 ? static_cast<double>(part) / static_cast<double>(of) : 1;
+        };
+        line.rows = share(after.rows_read - before.rows_read, after.rows_full - before.rows_full);
+        line.bytes_share = share(after.bytes_read - before.bytes_read, after.bytes_full - before.bytes_full);
+        lines.push_back(line);
+        print(line);
+        if (!options["--json"].empty()) write(options["--json"], name, lines);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::map<std::string, std::string> options{
+      {"--contexts", "4096,7168"},
+      {"--tokens", "256"},
+      {"--policies", "fixed-stride:10,query-similarity:10:0.85,self-calibrating"},
+      {"--capacity", "1/8"},
+      {"--json", ""}};
+  std::vector<std::string> texts;
+  bool sound = argc > 3;
+  for (int i = 3; i < argc && sound; ++i) {
+    const std::string argument = argv[i];
+    if (options.contains(argument) && i + 1 < argc) {
+      options[argument] = argv[++i];
+    } else {
+      texts.push_back(argument);
+      sound = argument.find('=') != std::string::npos;
+    }
+  }
+  if (!sound || texts.empty()) {
+    std::fprintf(stderr,
+                 "usage: quality MODEL PLUGIN NAME=FILE... [--contexts LIST] [--tokens N] [--policies LIST] "
+                 "[--capacity K] [--json FILE]\n");
+    return 2;
+  }
+  try {
+    run(argv[1], argv[2], texts, options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "quality: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,66 @@
+// A text that is given to the model: a prompt at once, what follows token by token.
+#pragma once
+
+#include <chrono>
+#include <fstream>
+#include <iterator>
+
+#include "host.hpp"
+
+namespace host {
+
+using Logits = std::vector<std::vector<float>>;
+using Tokens = std::vector<llama_token>;
+
+/// The first `wanted` tokens of a file.
+inline Tokens tokens_of(const llama_model* model, const std::string& path, int wanted) {
+  std::ifstream file(path);
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  Tokens tokens(text.size() + 16);
+  const int count = llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<int>(text.size()),
+                                   tokens.data(), static_cast<int>(tokens.size()), true, false);
+  if (count < wanted)
+    throw std::runtime_error(path + ": " + std::to_string(count) + " tokens, " + std::to_string(wanted) +
+                             " are needed");
+  tokens.resize(static_cast<std::size_t>(wanted));
+  return tokens;
+}
+
+/// Tokens [begin, end) of the text together.
+inline void read_prompt(llama_context* context, const Tokens& text, int begin, int end) {
+  std::vector<Token> prompt;
+  for (int i = begin; i < end; ++i) prompt.push_back({text[static_cast<std::size_t>(i)], i});
+  decode(context, prompt, 1);
+}
+
+/// What follows each of a text's tokens, and how long it took.
+struct Followed {
+  Logits logits;
+  std::vector<double> milliseconds;
+};
+
+/// Tokens [begin, end) of the text, one by one.
+inline Followed follow(llama_context* context, const Tokens& text, int begin, int end) {
+  Followed followed;
+  for (int i = begin; i < end; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    followed.logits.push_back(decode(context, {{text[static_cast<std::size_t>(i)], i}}, 1).front());
+    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+    followed.milliseconds.push_back(time.count());
+  }
+  return followed;
+}
+
+/// Takes back what was read from position `length` on.
+inline void rewind(llama_context* context, int length) {
+  llama_memory_seq_rm(llama_get_memory(context), 0, length, -1);
+}
+
+/// "schedule@capacity", where the last may be missing.
+inline void set_policy(const Plugin& plugin, const std::string& policy, const std::string& capacity) {
+  const std::size_t at = policy.find('@');
+  plugin.set("schedule", policy.substr(0, at));
+  plugin.set("capacity", at == std::string::npos ? capacity : policy.substr(at + 1));
+}
+
+}  // namespace host
