@@ -35,14 +35,15 @@ def read(paths):
     for path in paths:
         with open(path) as file:
             lines = json.load(file)
+        full = dict(lines[0])
         for line in lines:
             if "model" in line:
                 title = f"{line['model']}, behind {line['context']} tokens"
                 line |= {"loss": line["kl_mean"], "time": line["ms"] / line["full_ms"]}
             else:
-                title, full = "one layer of a trace", lines[0]
-                line |= {"loss": line["error"], "time": line["microseconds"] / full["microseconds"]}
-                line["rows"] /= full["rows"] if line is not full else 1
+                title = "one layer of a trace"
+                line |= {"loss": line["error"], "time": line["microseconds"] / full["microseconds"],
+                         "rows": line["rows"] / full["rows"]}
             panels.setdefault(title, {}).setdefault(line["policy"], []).append(line)
     return panels
 

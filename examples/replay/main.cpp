@@ -60,7 +60,7 @@ void replay_trace(const CommandLine& line) {
             << line.replay.capacity << ", " << line.replay.threads << (line.replay.threads > 1 ? " threads" : " thread")
             << "\n\n";
   replay::print_table(std::cout, results);
-  json.write([&](std::ostream& stream) { replay::write_json(stream, std::span(results).subspan(1)); });
+  json.write([&](std::ostream& stream) { replay::write_json(stream, results); });
   steps.write([&](std::ostream& stream) { replay::write_steps(stream, results); });
 }
 
