@@ -1,13 +1,14 @@
 #!/usr/bin/python3
 """The frontier: what policies lose against what they read and how long a token takes. Prints means over texts.
 
-usage: plot_quality.py PICTURE.png RESULTS.json...
+usage: plot_quality.py PICTURE.png [--json ALL.json] RESULTS.json...
 
 Results are those of `bench/run quality` for models, whose loss is the KL divergence, or of `replay`, one layer's, whose
 loss is the error of its output.
 """
 import json
 import math
+import pathlib
 import sys
 
 import matplotlib
@@ -16,17 +17,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; the markers help in print.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+BASELINES = ("never", "snapkv", "sliding-window", "streaming-llm", "h2o", "keyformer")  # grey: they never refresh
 MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*"]
 COSTS = {"rows": "rows read", "bytes_share": "bytes read", "time": "time of a token's decoding"}
 
 
 def family(policy):
     """Settings of one kind of policy are joined by a line: 'self-calibrating:0.3:sketch@1/8' is one with a sketch."""
-    name, _, capacity = policy.partition("@")
-    parts = name.split(":")
-    kind = parts[0] + (":sketch" if parts[-1] == "sketch" else "")
-    return kind + (f", K = {capacity}" if capacity and parts[-1] == "sketch" else "")
+    parts = policy.partition("@")[0].split(":")
+    return parts[0] + (", sketch" if parts[-1] == "sketch" else "")
 
 
 def read(paths):
@@ -49,14 +49,15 @@ def read(paths):
 
 
 def mean(lines, key):
-    return sum(line[key] for line in lines) / len(lines)
+    """What is no number (null) makes the mean infinite."""
+    return sum(math.inf if line[key] is None else line[key] for line in lines) / len(lines)
 
 
 def table(title, policies):
     print(f"\n{title}: means over {len(policies['full'])} texts")
     print(f"{'policy':<36} {'PPL':>8} {'KL':>8} {'median':>8} {'95 %':>8} {'rows':>7} {'bytes':>7} {'time':>6}")
     for policy, lines in policies.items():
-        perplexity = math.exp(sum(math.log(line["perplexity"]) for line in lines) / len(lines))
+        perplexity = math.exp(sum(math.log(line["perplexity"] or math.inf) for line in lines) / len(lines))
         print(f"{policy:<36} {perplexity:8.3f} {mean(lines, 'kl_mean'):8.4f} {mean(lines, 'kl_median'):8.4f} "
               f"{mean(lines, 'kl_p95'):8.4f} {mean(lines, 'rows'):7.1%} {mean(lines, 'bytes_share'):7.1%} "
               f"{mean(lines, 'time'):6.2f}")
@@ -65,14 +66,15 @@ def table(title, policies):
 def draw(axes, policies):
     points = {}
     for policy, lines in policies.items():
-        if policy != "full" and mean(lines, "loss") > 0:
+        if policy != "full" and 0 < mean(lines, "loss") < math.inf:
             points.setdefault(family(policy), []).append(lines)
     for axis, (cost, label) in zip(axes, COSTS.items()):
+        colours = iter(COLOURS * 3)
         for i, (name, settings) in enumerate(points.items()):
             settings = sorted(settings, key=lambda lines: mean(lines, cost))
             axis.plot([mean(lines, cost) for lines in settings], [mean(lines, "loss") for lines in settings],
-                      color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=6, linewidth=1.5,
-                      linestyle="-" if i < len(COLOURS) else ":", label=name)
+                      color="#888888" if name in BASELINES else next(colours), marker=MARKERS[i % len(MARKERS)],
+                      markersize=6, linewidth=1.5, label=name)
         axis.set_yscale("log")
         axis.set_xlim(left=0)
         axis.set_xlabel(f"{label}, full attention = 1")
@@ -80,6 +82,10 @@ def draw(axes, policies):
 
 def main():
     picture, *paths = sys.argv[1:]
+    if paths[0] == "--json":
+        together, *paths = paths[1:]
+        lines = [line for path in paths for line in json.loads(pathlib.Path(path).read_text())]
+        pathlib.Path(together).write_text("[" + ",\n ".join(map(json.dumps, lines)) + "]\n")
     panels = read(paths)
     for title, policies in panels.items():
         if "kl_mean" in policies["full"][0]:

@@ -1,6 +1,7 @@
 // Schedules that are chosen at run time, by name, and baselines, which never refresh and have a selection of their own.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <memory>
 #include <optional>
@@ -26,8 +27,8 @@ struct NamedSchedule {
   index_t observation_window = 1;  ///< prompt queries that choose the first set
   Baseline baseline = {};          ///< makes the selection in place of selection(), if there is one
 
-  /// Whether more of the prompt than its last token is of use.
-  bool looks_back() const { return sketched || observation_window > 1; }
+  /// How many of the prompt's last tokens are of use: a sketch learns from 64 what queries are like.
+  index_t prompt_queries() const { return std::max(observation_window, index_t{sketched ? 64 : 1}); }
   /// For LayerAttention: 32 coordinates are a sixteenth of what a row of 128 halves takes, an eighth of one of 64.
   recycled::SketchOptions sketch() const { return {.coordinates = sketched ? 32 : 0}; }
   /// A sketch's scores are noise to a pool: it would spread what is high by chance.

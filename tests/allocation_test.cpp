@@ -173,6 +173,26 @@ TEST(SteadyDecoding, AllocatesNothingAfterACopy) {
   });
 }
 
+TEST(SteadyDecoding, AllocatesNothingAfterACopyOfASelectionThatRemembers) {
+  reference::Tokens tokens(shape, 1);
+  const std::vector<Token> all = tokens.next(prompt + steps);
+  std::vector<float> out(reference::at(shape.query_heads * shape.head_dim));
+  const auto check = [&]<class Keep>(const Keep& selection) {
+    using Remembering = Decoder<float, FixedStride, Keep>;
+    Remembering decoder({1, shape}, {.capacity = 24, .max_length = prompt + steps}, {3}, selection);
+    reference::prefill(decoder, {all.begin(), all.begin() + prompt});
+    reference::decode(decoder, {all.begin() + prompt, all.begin() + prompt + 5});
+    expect_no_allocation_of_a_copy(decoder, [&](Remembering& copy) {
+      for (index_t i = prompt + 5; i < prompt + steps; ++i) {
+        const Token& token = all[reference::at(i)];
+        copy.step(0, token.query, token.key, token.value, out);
+      }
+    });
+  };
+  check(HeavyHitters{.recent = 12, .observation_window = 4});
+  check(TopK{.memory = 0.5F});
+}
+
 TEST(SteadyDecoding, OverPagesAllocatesAtTheFirstStepAlone) {
   reference::Random random(1);
   const auto cache = reference::Cache<float>::random(shape, prompt + steps, random, {.page = 3});

@@ -1,6 +1,6 @@
-"""Texts for a model to read: novel.txt, prose.txt and code.txt in a folder.
+"""Texts for a model to read, in a folder: prose.txt and the like.
 
-usage: texts.py LLAMA_CPP_SOURCE FOLDER
+usage: texts.py LLAMA_CPP_SOURCE FOLDER prose|code|novel...
 
 The novel is Jane Austen's Persuasion (1817, public domain) from Debian's package r-cran-janeaustenr, which is downloaded
 and unpacked, not installed; where there is no apt-get it is left out. Prose and code are llama.cpp's own.
@@ -16,7 +16,7 @@ import zlib
 def novel(title):
     """The lines of one of the package's novels: R's serialised vectors of strings, each compressed, one after another."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["apt-get", "download", "-qq", "r-cran-janeaustenr"], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(["apt-get", "download", "-qq", "r-cran-janeaustenr"], cwd=folder, check=True, stderr=subprocess.DEVNULL, timeout=60)
         package = next(pathlib.Path(folder).glob("*.deb"))
         subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
         data = next(pathlib.Path(folder).glob("**/data/Rdata.rdb")).read_bytes()
@@ -45,7 +45,8 @@ def joined(source, names):
 
 
 def main():
-    source, folder = map(pathlib.Path, sys.argv[1:])
+    source, folder, *wanted = sys.argv[1:]
+    source, folder = pathlib.Path(source), pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     docs = [f"docs/{name}.md" for name in ("build", "install", "multimodal", "function-calling")]
     texts = {
@@ -53,14 +54,18 @@ def main():
         "code": lambda: joined(source, ["src/llama-context.cpp", "src/llama-kv-cache.cpp"]),
         "novel": lambda: novel("Persuasion"),
     }
-    for name, read in texts.items():
+    for name in wanted:
         file = folder / f"{name}.txt"
-        if file.exists():
+        if name == "novel" and file.exists():
             continue
         try:
-            file.write_text(read())
-        except (OSError, subprocess.CalledProcessError, StopIteration) as error:
-            print(f"no text {name}: {error}", file=sys.stderr)
+            text = texts[name]()
+        except Exception as error:  # a text less is no reason to stop
+            print(f"no text {name}: {error!r}", file=sys.stderr)
+            continue
+        part = folder / f"{name}.part"
+        part.write_text(text)
+        part.rename(file)
 
 
 if __name__ == "__main__":

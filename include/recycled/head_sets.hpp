@@ -34,11 +34,11 @@ class HeadSets {
         options_(options.attention),
         capacity_(options.capacity),
         full_every_(options.sketch.full_every),
-        selections_(static_cast<std::size_t>(shape.kv_heads), selection),
+        selections_(static_cast<std::size_t>(shape.kv_heads), selection, recycles ? options.max_length : 0),
         heads_(shape.kv_heads, Head{}) {
     if (recycles) cache_ = RecycleCache<R>(shape, options.capacity);
     if (keeps_sketch(options, recycles)) sketch_.emplace(shape, options.sketch.coordinates, options.layer);
-    if (recycles) reserve(options.max_length);
+    if (sketch_) sketch_->reserve(options.max_length);
   }
 
   static bool keeps_sketch(const LayerOptions& options, bool recycles) {
@@ -47,9 +47,7 @@ class HeadSets {
 
   /// Comes before a step over so many positions: what may fail for want of memory, with nothing changed.
   void reserve(index_t length) {
-    if constexpr (requires(Keep & keep) { keep.reserve(length); }) {
-      for (Keep& keep : selections_) keep.reserve(length);
-    }
+    selections_.reserve(length);
     if (sketch_) sketch_->reserve(length);
   }
 
@@ -160,7 +158,7 @@ class HeadSets {
     truncate_selections(0);
   }
   void clear(const Keep& selection) {
-    selections_.assign(selections_.size(), selection);
+    selections_.each.assign(selections_.each.size(), selection);
     std::fill(heads_.begin(), heads_.end(), Head{});
     chosen_for_ = 0;
     cache_.clear();
@@ -173,11 +171,30 @@ class HeadSets {
   }
 
  private:
-  Keep& selection(index_t g) { return selections_[static_cast<std::size_t>(g)]; }
+  /// One for each KV head. A copy has the room of the original, where a vector's has that of what it holds alone.
+  struct Selections {
+    Selections(std::size_t heads, const Keep& selection, index_t most) : each(heads, selection), max_length(most) {
+      reserve(max_length);
+    }
+    Selections(const Selections& other) : each(other.each), max_length(other.max_length) { reserve(max_length); }
+    Selections(Selections&&) noexcept = default;
+    Selections& operator=(const Selections&) = delete;
+    Selections& operator=(Selections&&) noexcept = default;
+    ~Selections() = default;
+
+    void reserve(index_t length) {
+      if constexpr (requires(Keep & keep) { keep.reserve(length); }) {
+        for (Keep& keep : each) keep.reserve(length);
+      }
+    }
+    std::vector<Keep> each;
+    index_t max_length;
+  };
+  Keep& selection(index_t g) { return selections_.each[static_cast<std::size_t>(g)]; }
 
   void truncate_selections(index_t length) noexcept {
     if constexpr (requires(Keep & keep) { keep.truncate(length); }) {
-      for (Keep& keep : selections_) keep.truncate(length);
+      for (Keep& keep : selections_.each) keep.truncate(length);
     }
   }
   /// A set that was chosen and never read may be of another cache than the next one: its rows must not stay.
@@ -224,8 +241,8 @@ class HeadSets {
   index_t full_every_ = 1;  // of so many refreshes one is no sketched one
   index_t chosen_for_ = 0;  // the host chose what the step that makes so many positions recycles; 0: it didn't
   std::optional<KeySketch<T>> sketch_;
-  std::vector<Keep> selections_;  // one for each KV head
-  RecycleCache<R> cache_;         // without memory where nothing is recycled
+  Selections selections_;
+  RecycleCache<R> cache_;  // without memory where nothing is recycled
   Array<Head> heads_;
 };
 

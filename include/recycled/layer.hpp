@@ -133,7 +133,8 @@ class LayerAttention {
   /// Another's choice of what the next step reads (another layer's, a learned indexer's): `positions` [kv_heads, n],
   /// the most important first, -1 for none, of each KV head at most `capacity` and none twice. The step attends to them
   /// and to its own token, whatever the schedule says, for which it counts as a refresh that measured nothing. Later
-  /// tokens join the set as ever, and the last of the positions leave first. What a sliding window hides is left out,
+  /// tokens join the set as ever, and the last of the positions leave first, unless the selection goes by what steps
+  /// attend to. What a sliding window hides is left out,
   /// and the new token's own position counts for nothing. `kv` holds the positions so far, and may hold the new
   /// token's; for a layer that has seen nothing it is what the step will get.
   template <Executor E = Serial>

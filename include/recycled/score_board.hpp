@@ -72,7 +72,6 @@ class ScoreBoard {
   void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
               RecycleCache<R>& cache, index_t queries = 1) noexcept {
     const index_t length = visible.window.end;
-    if (source == Source::sketch) favour_held(g, cache);
     const bool by_scores = detail::ranks_are_scores(selection);
     const std::span<float> ranked(by_scores ? log_weights(g) : ranks(g), static_cast<std::size_t>(length));
     if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt, queries}, ranked);
@@ -82,9 +81,14 @@ class ScoreBoard {
     }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
       ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
+    // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
+    // only to one of twice its weight.
+    const float favour = source == Source::sketch && by_scores ? std::numbers::ln2_v<float> : 0;
+    add_to_held(g, favour, cache);
     if (source == Source::sketch) prefer_ends(ranked);
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
+    add_to_held(g, -favour, cache);
     if (source == Source::sketch) {
       chosen.back() = length - 1;  // whatever else ranks at infinity
       ranked.back() = newcomer_rank;
@@ -212,12 +216,11 @@ class ScoreBoard {
   std::span<index_t> chosen_of(index_t g, index_t count) noexcept {
     return {chosen_.data() + g * capacity_, static_cast<std::size_t>(count)};
   }
-  /// A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
-  /// only to one of twice its weight.
   template <Scalar R>
-  void favour_held(index_t g, RecycleCache<R>& cache) noexcept {
+  void add_to_held(index_t g, float favour, RecycleCache<R>& cache) noexcept {
+    if (favour == 0) return;
     cache.close_gap(g);
-    for (const index_t p : cache.positions(g)) log_weights(g)[p] += std::numbers::ln2_v<float>;
+    for (const index_t p : cache.positions(g)) log_weights(g)[p] += favour;
   }
   /// A sketched step attends to its choice alone: the new token is part of it, and the first positions, where attention
   /// rests, which lie so far from other keys that a sketch knows little of them.

@@ -19,17 +19,24 @@ constexpr LayerOptions sketched{.capacity = 20, .sketch = {.coordinates = 16}};
 TEST(SketchedLife, RollsBack) {
   Decoder<half, FixedStride> decoder({1, shape}, sketched, {.stride = 4});
   reference::Tokens tokens(shape, 10);
-  reference::prefill(decoder, tokens.next(320));  // far from where new axes are looked for, with queries taken back
-  reference::decode(decoder, tokens.next(20));
+  Decoder<half, AlwaysFull> exact({1, shape}, {});
+  const std::vector<Token> prompt = tokens.next(320);  // far from where new axes are looked for
+  const std::vector<Token> before = tokens.next(20);
+  reference::prefill(decoder, prompt);
+  reference::prefill(exact, prompt);
+  reference::decode(decoder, before);
+  reference::decode(exact, before);
   for (const int rejected : {1, 2, 3, 9, 30}) {
     SCOPED_TRACE(rejected);
     Decoder<half, FixedStride> back = decoder.fork(), other = decoder.fork();
     const std::vector<Token> next = tokens.next(1), rest = tokens.next(60);
+    Decoder<half, AlwaysFull> truth = exact.fork();
+    const Bits exact_after = reference::decode(truth, next);
     Bits after[2];
     for (auto* one : {&back, &other}) {
       reference::decode(*one, tokens.next(rejected));
       one->rollback(rejected);
-      reference::decode(*one, next);
+      EXPECT_EQ(reference::decode(*one, next), exact_after);
       EXPECT_EQ(one->layer(0).last_step(0), StepKind::full) << "a token that is gone had cost another its place";
       after[one == &other ? 1 : 0] = reference::decode(*one, rest);
     }

@@ -39,9 +39,10 @@ class Engine {
       return step(node, *part.sequence, memory, queries, out, first_layer);
     const Cells cells{part.chain.cells.data(), static_cast<index_t>(part.chain.cells.size()), part.side_by_side};
     // Else the first token's full step chooses, which costs as much as to choose by the prompt's last, and loses less.
-    if (plans_.policy().schedule.looks_back() && part.sequence != nullptr && part.sequence->version == part.version) {
+    const index_t most = plans_.policy().schedule.prompt_queries();
+    if (most > 1 && part.sequence != nullptr && part.sequence->version == part.version) {
       Sequence& sequence = *part.sequence;
-      layer_of(sequence, node).prompt.add(queries, part.chain.tokens, cells.count, sequence.epoch);
+      layer_of(sequence, node).prompt.add(queries, part.chain.tokens, most, cells.count, sequence.epoch);
     }
     Attention& attention = exact(node, part.chain.window);
     attention.clear();
@@ -89,8 +90,9 @@ class Engine {
       attention.clear();
       layer.contents.clear();
       layer.epoch = sequence.epoch;
-      const LastQueries& prompt = layer.prompt;
-      if (prompt.epoch == sequence.epoch && prompt.end == cells.count - 1) attention.observe(prompt.rows, prompt.end);
+      const std::span<const float> prompt = layer.prompt.before(cells.count - 1, sequence.epoch);
+      if (!prompt.empty()) attention.observe(prompt, cells.count - 1);
+      layer.prompt.clear();
     }
     const recycled::HeadStatistics before = attention.statistics();
     attention.step(query, memory, cells, out, threads_);

@@ -13,26 +13,34 @@
 namespace plugin {
 
 /// The last queries of a prompt: they choose what is recycled first, and say what a sketch is for.
-struct LastQueries {
-  static constexpr index_t most = 64;  ///< tokens
-
-  std::vector<float> rows;  ///< [token, query head, dim]
-  index_t end = 0;          ///< positions of the sequence behind the last of them
-  index_t epoch = -1;       ///< of the sequence
-
-  /// Those of the tokens up to position `length`.
-  void add(std::span<const float> queries, index_t tokens, index_t length, index_t now) {
-    if (epoch != now || end != length - tokens) rows.clear();
-    epoch = -1;  // where memory runs out these are nobody's
-    const std::size_t size = queries.size() / static_cast<std::size_t>(tokens);
-    const std::size_t room = static_cast<std::size_t>(most) * size;
+class LastQueries {
+ public:
+  /// Those of the tokens up to position `length`, of which `most` matter; `epoch` is the sequence's.
+  void add(std::span<const float> queries, index_t tokens, index_t most, index_t length, index_t epoch) {
+    if (epoch_ != epoch || end_ != length - tokens) rows_.clear();
+    epoch_ = -1;  // where memory runs out these are nobody's
+    const std::size_t room = static_cast<std::size_t>(most) * (queries.size() / static_cast<std::size_t>(tokens));
     if (queries.size() > room) queries = queries.last(room);
-    const std::size_t kept = std::min(rows.size(), room - queries.size());
-    rows.erase(rows.begin(), rows.end() - static_cast<std::ptrdiff_t>(kept));
-    rows.insert(rows.end(), queries.begin(), queries.end());
-    end = length;
-    epoch = now;
+    // Tokens may come one by one: the oldest leave many at a time.
+    if (rows_.size() + queries.size() > 2 * room)
+      rows_.erase(rows_.begin(), rows_.end() - static_cast<std::ptrdiff_t>(room - queries.size()));
+    rows_.insert(rows_.end(), queries.begin(), queries.end());
+    room_ = room;
+    end_ = length;
+    epoch_ = epoch;
   }
+  /// [token, query head, dim] of the tokens before position `end`; none if they are not known.
+  std::span<const float> before(index_t end, index_t epoch) const {
+    if (epoch_ != epoch || end_ != end) return {};
+    return {rows_.end() - static_cast<std::ptrdiff_t>(std::min(room_, rows_.size())), rows_.end()};
+  }
+  void clear() { *this = {}; }
+
+ private:
+  std::vector<float> rows_;
+  std::size_t room_ = 0;  // floats of `most` tokens
+  index_t end_ = 0;       // positions of the sequence behind the last of them
+  index_t epoch_ = -1;
 };
 
 /// What one layer remembers of one sequence.

@@ -333,9 +333,12 @@ TEST(Windows, OfAPromptChooseTheFirstSet) {
   EXPECT_GT(nmse(last.logits().back(), whole.logits().back()), 1e-5) << "a window of another length chooses the same";
 }
 TEST(Windows, OfConversationsAreTheirOwn) {
-  expect_lossless(slots, three_unified, "snapkv:32");
-  expect_lossless(turns, two_unified, "h2o:32");
-  expect_lossless(rollback, {}, "snapkv:32");
+  for (const char* schedule : {"snapkv:32", "h2o:32"}) {
+    const Chat scattered = run(slots, three_unified, true, schedule);
+    expect_near(scattered, run(slots, three_streams, true, schedule), 1e-5);
+    expect_lossless(turns, two_unified, schedule);
+    expect_lossless(rollback, {}, schedule);
+  }
 }
 
 TEST(Settings, AreCheckedByName) {

@@ -4,8 +4,10 @@
 // usage: quality MODEL PLUGIN NAME=FILE... [--contexts LIST] [--tokens N] [--policies LIST] [--capacity K] [--json
 // FILE] A policy is a schedule of the plugin, and may have a capacity of its own behind an @.
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <sstream>
@@ -22,7 +24,7 @@ struct Line {
   double perplexity = 0, full_perplexity = 0;
   double kl_mean = 0, kl_median = 0, kl_p95 = 0, kl_worst = 0;  // nats; worst: the mean of the worst 5 %
   double kl_quarters[4] = {};                                   // mean of each quarter of the tokens
-  double rows = 1, bytes_share = 1;                             // of what full attention reads
+  double rows = 1, bytes_share = 1;                             // of what full attention reads, in layers that recycle
   double ms = 0, full_ms = 0;                                   // of a token
 };
 
@@ -53,7 +55,8 @@ double perplexity(const Logits& logits, const Tokens& text, int begin) {
 void compare(const Followed& followed, const Followed& full, Line& line) {
   std::vector<double> kl;
   for (std::size_t i = 0; i < full.logits.size(); ++i) {
-    kl.push_back(std::max(divergence(followed.logits[i], full.logits[i]), 0.0));
+    const double one = divergence(followed.logits[i], full.logits[i]);
+    kl.push_back(one == one ? std::max(one, 0.0) : std::numeric_limits<double>::infinity());
   }
   const auto at = [&](std::size_t quarter) { return kl.data() + kl.size() * quarter / 4; };
   for (std::size_t q = 0; q < 4; ++q) line.kl_quarters[q] = mean(at(q), at(q + 1));
@@ -62,7 +65,8 @@ void compare(const Followed& followed, const Followed& full, Line& line) {
   line.kl_median = kl[kl.size() / 2];
   line.kl_p95 = kl[kl.size() * 95 / 100];
   line.kl_worst = mean(kl.data() + kl.size() * 95 / 100, kl.data() + kl.size());
-  line.ms = mean(followed.milliseconds.data(), followed.milliseconds.data() + followed.milliseconds.size());
+  // Without the first token's, which also chooses a first set and makes a sketch: that belongs to the prompt.
+  line.ms = mean(followed.milliseconds.data() + 1, followed.milliseconds.data() + followed.milliseconds.size());
 }
 
 void print(const Line& line) {
@@ -76,14 +80,26 @@ void write(const std::string& path, const std::string& model, const std::vector<
   std::ofstream json(path);
   const char* separator = "[";
   for (const Line& line : lines) {
+    const auto value = [&](const char* before, double x) {  // JSON has no word for what is not finite
+      json << before;
+      std::isfinite(x) ? json << x : json << "null";
+    };
+    const auto field = [&](const std::string& name, double x) { value((", \"" + name + "\": ").c_str(), x); };
     json << separator << "{\"model\": \"" << model << "\", \"text\": \"" << line.text
-         << "\", \"context\": " << line.context << ", \"policy\": \"" << line.policy
-         << "\", \"perplexity\": " << line.perplexity << ", \"full_perplexity\": " << line.full_perplexity
-         << ", \"kl_mean\": " << line.kl_mean << ", \"kl_median\": " << line.kl_median
-         << ", \"kl_p95\": " << line.kl_p95 << ", \"kl_worst\": " << line.kl_worst << ", \"kl_quarters\": ["
-         << line.kl_quarters[0] << ", " << line.kl_quarters[1] << ", " << line.kl_quarters[2] << ", "
-         << line.kl_quarters[3] << "], \"rows\": " << line.rows << ", \"bytes_share\": " << line.bytes_share
-         << ", \"ms\": " << line.ms << ", \"full_ms\": " << line.full_ms << "}";
+         << "\", \"context\": " << line.context << ", \"policy\": \"" << line.policy << '"';
+    field("perplexity", line.perplexity);
+    field("full_perplexity", line.full_perplexity);
+    field("kl_mean", line.kl_mean);
+    field("kl_median", line.kl_median);
+    field("kl_p95", line.kl_p95);
+    field("kl_worst", line.kl_worst);
+    for (std::size_t q = 0; q < 4; ++q) value(q == 0 ? ", \"kl_quarters\": [" : ", ", line.kl_quarters[q]);
+    json << ']';
+    field("rows", line.rows);
+    field("bytes_share", line.bytes_share);
+    field("ms", line.ms);
+    field("full_ms", line.full_ms);
+    json << '}';
     separator = ",\n ";
   }
   json << "]\n";
@@ -97,19 +113,27 @@ std::vector<std::string> split(const std::string& list) {
   return parts;
 }
 
+int number(const std::string& option, const std::string& text, int least) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < least)
+    throw std::runtime_error(option + " = " + text + ", expected a whole number of at least " + std::to_string(least));
+  return value;
+}
+
 void run(const std::string& model_path, const std::string& plugin_path, const std::vector<std::string>& texts,
          std::map<std::string, std::string>& options) {
   std::vector<int> contexts;
-  for (const std::string& context : split(options["--contexts"])) contexts.push_back(std::stoi(context));
+  for (const std::string& context : split(options["--contexts"])) {
+    contexts.push_back(number("--contexts", context, last_queries + 1));
+  }
   std::sort(contexts.begin(), contexts.end());
-  if (contexts.empty() || contexts.front() <= last_queries)
-    throw std::runtime_error("--contexts = " + options["--contexts"] + ", expected numbers above " +
-                             std::to_string(last_queries));
-  const int count = std::stoi(options["--tokens"]), longest = contexts.back() + count + 1;
+  const int count = number("--tokens", options["--tokens"], 4), longest = contexts.back() + count + 1;
   const std::vector<std::string> policies = split(options["--policies"]);
   const Model model = load_model(model_path);
   Plugin plugin(plugin_path);
   plugin.turn(true);
+  plugin.set("from", "0");
   const Settings settings{.positions = static_cast<unsigned>((longest + 255) / 256 * 256)};
   const std::string name = std::filesystem::path(model_path).filename().string();
 

@@ -10,8 +10,9 @@ namespace recycled::inline RECYCLED_ABI {
 /// attention weight (the largest of the group's query heads) over all steps that attended to them. H2O gives both half
 /// of K.
 ///
-/// Of the prompt's queries the last `observation_window` count: with a window of the whole prompt this is H2O. Each of
-/// them takes a pass over the keys, so that of a long prompt the last few must do.
+/// Of the prompt's queries the last `observation_window` count: with a window of the whole prompt this is H2O, but for
+/// groups, of whose heads H2O sums up each by itself. Each query takes a pass over the keys, so that of a long prompt
+/// the last few must do.
 struct HeavyHitters {
   index_t recent = 0;               ///< how many are kept for being recent, K / 2 in H2O; must be given
   index_t observation_window = 32;  ///< last prompt queries whose weights are gathered

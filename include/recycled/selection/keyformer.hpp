@@ -56,6 +56,7 @@ struct Keyformer {
   }
   void attended(const Attended& seen, std::span<float> ranks) {
     const std::size_t length = detail::length_of(seen);
+    if (gathered.sums.empty()) prompt = static_cast<index_t>(length) - 1;  // the host chose the first set
     gathered.extend(length);
     gather(seen.log_weights, static_cast<index_t>(length) - 1, ranks, [&](std::size_t s) { return seen.positions[s]; });
     for (std::size_t s = 0; s < ranks.size(); ++s) {

@@ -11,7 +11,7 @@ namespace recycled::inline RECYCLED_ABI {
 /// What a full step measured for one KV head: for every position the logarithm of its attention weight, the largest
 /// over the group's query heads (with an observation window: of the mean of that over its queries). Not above 0;
 /// -infinity where the token doesn't see the position. At a sketched step they are what the sketch makes of them, to
-/// some tenths, may be a little above 0, and those of positions that are held are larger by log 2.
+/// some tenths, and may be a little above 0.
 struct Scores {
   std::span<const float> log_weights;  ///< [length]
   bool of_prompt = false;              ///< they choose the first set after a prompt: what was before counts no more
