@@ -33,7 +33,7 @@ struct AnySelection {
         },
         chosen);
   }
-  void truncate(index_t length) noexcept {
+  void truncate(index_t length) {
     std::visit(
         [&](auto& selection) {
           if constexpr (requires { selection.truncate(length); }) selection.truncate(length);

@@ -136,7 +136,7 @@ struct CodeLogits {
 template <class Isa, int Rows>
 void scan_rows(const std::uint8_t* codes, index_t blocks, index_t coordinates, const std::int8_t* weights,
                std::int16_t* to, index_t stride) {
-  constexpr int lanes = Isa::code_lanes;
+  constexpr index_t lanes = Isa::code_lanes;
   constexpr int parts = Isa::code_parts;
   static_assert(code_block % (lanes * parts) == 0);
   for (index_t b = 0; b < blocks; ++b) {

@@ -144,10 +144,10 @@ class KthSearch {
     }
     const double expected = static_cast<double>(wanted_) / static_cast<double>(length()) * samples;
     const double reach = 3 * std::sqrt(expected * (1 - expected / samples)) + 1;
-    auto end = sample.end();
+    float* end = sample.data() + samples;
     for (const double place : {expected + reach, expected - reach}) {
-      const auto at = sample.begin() + static_cast<std::ptrdiff_t>(std::clamp(place, 0.0, samples - 1.0));
-      std::nth_element(sample.begin(), at, end, std::greater<>());
+      float* const at = sample.data() + static_cast<index_t>(std::clamp(place, 0.0, samples - 1.0));
+      std::nth_element(sample.data(), at, end, std::greater<>());
       look(order_key(*at));
       end = at + 1;
     }

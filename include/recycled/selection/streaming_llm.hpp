@@ -12,7 +12,7 @@ struct StreamingLlm {
   index_t sinks = 4;  ///< how many; with K or more of them nothing else stays
 
   void rank(const Scores& measured, std::span<float> ranks) const noexcept {
-    SlidingWindow{}.rank(measured, ranks);
+    SlidingWindow::rank(measured, ranks);
     const auto first = std::min(static_cast<std::size_t>(sinks), ranks.size());
     std::fill_n(ranks.begin(), first, std::numeric_limits<float>::infinity());
   }

@@ -109,9 +109,9 @@ void check(const KvView<T>& view, const Shape& shape, index_t known = 0) {
   require(view.keys != nullptr, "KvView.keys", "null", "a pointer to the first key");
   require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
   const index_t rows = checked_rows(view.pages, known, view.length);
-  const auto stride = [&](index_t value, index_t row, index_t count, std::string_view name) {
-    require(count == 1 || (value >= row && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value,
-            [&] { return text("at least one row of ", row, " elements, and no overflow over ", count); });
+  const auto stride = [&](index_t value, index_t least, index_t count, std::string_view name) {
+    require(count == 1 || (value >= least && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value,
+            [&] { return text("at least one row of ", least, " elements, and no overflow over ", count); });
   };
   const index_t key_row = shape.head_dim / values_per_element<T>;
   const index_t value_row = shape.value_dim / values_per_element<T>;
