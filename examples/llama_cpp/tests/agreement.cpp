@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <map>
 #include <numeric>
-#include <sstream>
 
+#include "arguments.hpp"
 #include "reading.hpp"
 
 namespace {
@@ -47,12 +46,11 @@ Line compare(const std::string& name, Followed followed, const Logits& expected,
   return line;
 }
 
-void run(const char* model_path, const char* plugin_path, const char* text_path,
-         std::map<std::string, std::string>& options) {
-  const int context = std::stoi(options["--context"]), count = std::stoi(options["--tokens"]);
-  const Model model = load_model(model_path);
-  Plugin plugin(plugin_path);
-  const Tokens text = tokens_of(model.get(), text_path, context + count);
+void run(const Words& words, Options& options) {
+  const int context = number("--context", options["--context"], 1), count = number("--tokens", options["--tokens"], 1);
+  const Model model = load_model(words[0]);
+  Plugin plugin(words[1]);
+  const Tokens text = tokens_of(model.get(), words[2], context + count);
   Settings settings{.positions = static_cast<unsigned>((context + count + 255) / 256 * 256)};
   const auto stock = [&](bool flash_attention) {
     settings.flash_attention = flash_attention;
@@ -69,8 +67,7 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
   settings.flash_attention = true;
   const Context ours = make_context(model.get(), settings);
   read_prompt(ours.get(), text, 0, context);
-  std::istringstream schedules(options["--schedules"]);
-  for (std::string schedule; std::getline(schedules, schedule, ',');) {
+  for (const std::string& schedule : split(options["--schedules"])) {
     rewind(ours.get(), context);
     set_policy(plugin, schedule, options["--capacity"]);
     const recycled_ggml_statistics before = plugin.statistics();
@@ -85,7 +82,7 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
   std::ofstream json(options["--json"]);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     const Line& line = lines[i];
-    json << (i == 0 ? "[" : ",\n ") << "{\"model\": \"" << std::filesystem::path(model_path).filename().string()
+    json << (i == 0 ? "[" : ",\n ") << "{\"model\": \"" << std::filesystem::path(words[0]).filename().string()
          << "\", \"name\": \"" << line.name << "\", \"context\": " << context << ", \"tokens\": " << count
          << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse << ", \"kl\": " << line.kl
          << ", \"same_choice\": " << line.same_choice << ", \"bytes\": " << line.bytes
@@ -97,27 +94,14 @@ void run(const char* model_path, const char* plugin_path, const char* text_path,
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::map<std::string, std::string> options{
-      {"--context", "1024"},
-      {"--tokens", "64"},
-      {"--schedules",
-       "exact,fixed-stride:10,query-similarity:5:0.85,self-calibrating,self-calibrating:0.5:sketch@1/16"},
-      {"--capacity", "1/8"},
-      {"--json", ""}};
-  for (int i = 4; i + 1 < argc; i += 2) {
-    if (!options.contains(argv[i])) argc = 0;
-    if (argc > 0) options[argv[i]] = argv[i + 1];
-  }
-  if (argc < 4 || argc % 2 != 0) {
-    std::fprintf(stderr,
-                 "usage: agreement MODEL PLUGIN TEXT [--context N] [--tokens N] [--schedules LIST] "
-                 "[--capacity K] [--json FILE]\n");
-    return 2;
-  }
-  try {
-    run(argv[1], argv[2], argv[3], options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "agreement: %s\n", error.what());
-    return 1;
-  }
+  return program(
+      argc, argv,
+      "agreement MODEL PLUGIN TEXT [--context N] [--tokens N] [--schedules LIST] [--capacity K] [--json FILE]", 3,
+      {{"--context", "1024"},
+       {"--tokens", "64"},
+       {"--schedules",
+        "exact,fixed-stride:10,query-similarity:5:0.85,self-calibrating,self-calibrating:0.5:sketch@1/16"},
+       {"--capacity", "1/8"},
+       {"--json", ""}},
+      run);
 }

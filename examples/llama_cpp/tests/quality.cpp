@@ -1,17 +1,16 @@
 // What policies lose on texts: perplexity, and how far the distribution of the next token is from that of full
 // attention, beside what they read and how long a token takes.
 //
-// usage: quality MODEL PLUGIN NAME=FILE... [--contexts LIST] [--tokens N] [--policies LIST] [--capacity K] [--json
-// FILE] A policy is a schedule of the plugin, and may have a capacity of its own behind an @.
+// usage: quality MODEL PLUGIN NAME=FILE... [--contexts LIST] [--tokens N] [--policies LIST] [--capacity K]
+//                [--threads N] [--json FILE]
+// A policy is a schedule of the plugin, and may have a capacity of its own behind an @.
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 #include <filesystem>
 #include <limits>
-#include <map>
 #include <numeric>
-#include <sstream>
 
+#include "arguments.hpp"
 #include "reading.hpp"
 
 namespace {
@@ -27,9 +26,6 @@ struct Line {
   double rows = 1, bytes_share = 1;                             // of what full attention reads, in layers that recycle
   double ms = 0, full_ms = 0;                                   // of a token
 };
-
-/// Tokens that a policy sees of the prompt: their queries choose its first set.
-constexpr int last_queries = 64;
 
 double mean(const double* begin, const double* end) {
   return std::accumulate(begin, end, 0.0) / static_cast<double>(end - begin);
@@ -106,44 +102,30 @@ void write(const std::string& path, const std::string& model, const std::vector<
   if (!json) throw std::runtime_error(path + " could not be written");
 }
 
-std::vector<std::string> split(const std::string& list) {
-  std::vector<std::string> parts;
-  std::istringstream stream(list);
-  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
-  return parts;
-}
-
-int number(const std::string& option, const std::string& text, int least) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < least)
-    throw std::runtime_error(option + " = " + text + ", expected a whole number of at least " + std::to_string(least));
-  return value;
-}
-
-void run(const std::string& model_path, const std::string& plugin_path, const std::vector<std::string>& texts,
-         std::map<std::string, std::string>& options) {
+void run(const Words& words, Options& options) {
   std::vector<int> contexts;
   for (const std::string& context : split(options["--contexts"])) {
     contexts.push_back(number("--contexts", context, last_queries + 1));
   }
   std::sort(contexts.begin(), contexts.end());
   const int count = number("--tokens", options["--tokens"], 4), longest = contexts.back() + count + 1;
-  const std::vector<std::string> policies = split(options["--policies"]);
-  const Model model = load_model(model_path);
-  Plugin plugin(plugin_path);
+  const Words policies = split(options["--policies"]);
+  const Model model = load_model(words[0]);
+  Plugin plugin(words[1]);
   plugin.turn(true);
   plugin.set("from", "0");
-  const Settings settings{.positions = static_cast<unsigned>((longest + 255) / 256 * 256)};
-  const std::string name = std::filesystem::path(model_path).filename().string();
+  const Settings settings{.positions = static_cast<unsigned>((longest + 255) / 256 * 256),
+                          .threads = number("--threads", options["--threads"], 1)};
+  const std::string name = std::filesystem::path(words[0]).filename().string();
 
   std::printf("%s, %d tokens one by one; KL to full attention\n", name.c_str(), count);
   std::printf("%-14s %6s %-32s %8s %8s %8s %8s %8s %8s %7s\n", "text", "behind", "policy", "PPL", "KL mean", "median",
               "worst5%", "rows", "bytes", "ms");
   std::vector<Line> lines;
-  for (const std::string& named : texts) {
-    const std::size_t equals = named.find('=');
-    const Tokens text = tokens_of(model.get(), named.substr(equals + 1), longest);
+  for (auto named = words.begin() + 2; named != words.end(); ++named) {
+    const std::size_t equals = named->find('=');
+    if (equals == std::string::npos) throw std::runtime_error(*named + ", expected NAME=FILE");
+    const Tokens text = tokens_of(model.get(), named->substr(equals + 1), longest);
     const Context context = make_context(model.get(), settings);
     int read = 0;
     for (const int begin : contexts) {
@@ -152,13 +134,11 @@ void run(const std::string& model_path, const std::string& plugin_path, const st
       read_prompt(context.get(), text, read, begin);
       read = begin;
       const auto measure = [&](const std::string& policy) {
-        rewind(context.get(), begin - last_queries);
-        set_policy(plugin, policy, options["--capacity"]);
-        read_prompt(context.get(), text, begin - last_queries, begin);
+        read_end(context.get(), plugin, text, begin, policy, options["--capacity"]);
         return follow(context.get(), text, begin, begin + count);
       };
       const Followed full = measure("exact");
-      Line exact{.text = named.substr(0, equals), .policy = "full", .context = begin};
+      Line exact{.text = named->substr(0, equals), .policy = "full", .context = begin};
       exact.perplexity = exact.full_perplexity = perplexity(full.logits, text, begin);
       compare(full, full, exact);
       exact.full_ms = exact.ms;
@@ -188,33 +168,15 @@ void run(const std::string& model_path, const std::string& plugin_path, const st
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::map<std::string, std::string> options{
-      {"--contexts", "4096,7168"},
-      {"--tokens", "256"},
-      {"--policies", "fixed-stride:10,query-similarity:10:0.85,self-calibrating"},
-      {"--capacity", "1/8"},
-      {"--json", ""}};
-  std::vector<std::string> texts;
-  bool sound = argc > 3;
-  for (int i = 3; i < argc && sound; ++i) {
-    const std::string argument = argv[i];
-    if (options.contains(argument) && i + 1 < argc) {
-      options[argument] = argv[++i];
-    } else {
-      texts.push_back(argument);
-      sound = argument.find('=') != std::string::npos;
-    }
-  }
-  if (!sound || texts.empty()) {
-    std::fprintf(stderr,
-                 "usage: quality MODEL PLUGIN NAME=FILE... [--contexts LIST] [--tokens N] [--policies LIST] "
-                 "[--capacity K] [--json FILE]\n");
-    return 2;
-  }
-  try {
-    run(argv[1], argv[2], texts, options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "quality: %s\n", error.what());
-    return 1;
-  }
+  return program(argc, argv,
+                 "quality MODEL PLUGIN NAME=FILE... [--contexts LIST] [--tokens N] [--policies LIST] [--capacity K] "
+                 "[--threads N] [--json FILE]",
+                 3,
+                 {{"--contexts", "4096,7168"},
+                  {"--tokens", "256"},
+                  {"--policies", "fixed-stride:10,query-similarity:10:0.85,self-calibrating"},
+                  {"--capacity", "1/8"},
+                  {"--threads", "2"},
+                  {"--json", ""}},
+                 run);
 }

@@ -1,6 +1,7 @@
 // A text that is given to the model: a prompt at once, what follows token by token.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <iterator>
@@ -12,15 +13,27 @@ namespace host {
 using Logits = std::vector<std::vector<float>>;
 using Tokens = std::vector<llama_token>;
 
-/// The first `wanted` tokens of a file.
-inline Tokens tokens_of(const llama_model* model, const std::string& path, int wanted) {
+inline std::string contents_of(const std::string& path) {
   std::ifstream file(path);
-  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  if (!file) throw std::runtime_error(path + " could not be read");
+  return text;
+}
+
+/// `begins`: nothing comes before the text.
+inline Tokens tokenize(const llama_model* model, const std::string& text, bool begins = true) {
   Tokens tokens(text.size() + 16);
   const int count = llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<int>(text.size()),
-                                   tokens.data(), static_cast<int>(tokens.size()), true, false);
-  if (count < wanted)
-    throw std::runtime_error(path + ": " + std::to_string(count) + " tokens, " + std::to_string(wanted) +
+                                   tokens.data(), static_cast<int>(tokens.size()), begins, false);
+  tokens.resize(static_cast<std::size_t>(std::max(count, 0)));
+  return tokens;
+}
+
+/// The first `wanted` tokens of a file.
+inline Tokens tokens_of(const llama_model* model, const std::string& path, int wanted) {
+  Tokens tokens = tokenize(model, contents_of(path));
+  if (static_cast<int>(tokens.size()) < wanted)
+    throw std::runtime_error(path + ": " + std::to_string(tokens.size()) + " tokens, " + std::to_string(wanted) +
                              " are needed");
   tokens.resize(static_cast<std::size_t>(wanted));
   return tokens;
@@ -61,6 +74,17 @@ inline void set_policy(const Plugin& plugin, const std::string& policy, const st
   const std::size_t at = policy.find('@');
   plugin.set("schedule", policy.substr(0, at));
   plugin.set("capacity", at == std::string::npos ? capacity : policy.substr(at + 1));
+}
+
+/// Tokens that a policy sees of the prompt: their queries choose its first set.
+constexpr int last_queries = 64;
+
+/// Goes back to the end of a prompt of `length` tokens, which was read before, now under a policy.
+inline void read_end(llama_context* context, const Plugin& plugin, const Tokens& text, int length,
+                     const std::string& policy, const std::string& capacity) {
+  rewind(context, length - last_queries);
+  set_policy(plugin, policy, capacity);
+  read_prompt(context, text, length - last_queries, length);
 }
 
 }  // namespace host
