@@ -94,7 +94,8 @@ TYPED_TEST(CodeScan, LogitsAreScaledAndCapped) {
   std::vector<std::int16_t> sums(rows * stride);
   for (std::int16_t& sum : sums) sum = static_cast<std::int16_t>(random.between(-3000, 3000));
   const std::vector<float> scales{0.004F, 0.001F, 0}, lse{2, 1, 4.5F}, biases{0, 3, 1, -1, 0.5F, -2};
-  const std::vector<index_t> some{0, 5, 31, 32, 127, 128, 206};
+  std::vector<index_t> some{206, 0, 5, 31, 32, 127, 128};  // and two vectors' worth of others
+  for (index_t p = 1; p < positions; p += 6) some.push_back(p + p % 4 / 2);
   for (const float soft_cap : {0.0F, 3.0F}) {
     const kernels::CodeLogits<TypeParam> logits{sums.data(), stride, scales.data(), biases.data(), 2, soft_cap};
     const auto expected = [&](index_t r, index_t j) {

@@ -30,6 +30,8 @@ class RecycleCache {
         values_(slot_elements(shape, value_dim_)),
         positions_(shape.kv_heads * (capacity + 1)),
         ranks_(shape.kv_heads * (capacity + 1)),
+        holes_(shape.kv_heads * (capacity + 1)),
+        entering_(shape.kv_heads * capacity),
         heads_(shape.kv_heads, Head{}) {}
 
   index_t capacity() const noexcept { return capacity_; }
@@ -80,38 +82,40 @@ class RecycleCache {
                index_t by, std::uint64_t* marks) noexcept {
     close_gap(head);
     Head& h = heads_[head];
-    const auto word = [&](index_t p) -> std::uint64_t& { return marks[p / 64]; };
-    const auto bit = [](index_t p) { return std::uint64_t{1} << (p % 64); };
     const auto count = static_cast<index_t>(chosen.size());
-    for (const index_t p : chosen) word(p) |= bit(p);
-    // Entries that stay keep their slot and give up their mark; the others leave a hole.
+    const auto bit = [](index_t p) { return std::uint64_t{1} << (p % 64); };
+    for (const index_t p : chosen) marks[p / 64] |= bit(p);
+    // Entries that stay keep their slots and give up their marks; the others leave holes. Which do is what a processor
+    // can't foretell, so that no branch depends on it.
+    index_t* const holes = holes_.data() + slot_index(head, 0);
+    index_t holes_left = 0;
     for (index_t s = 0; s < h.size; ++s) {
-      const index_t p = position(head)[s];
-      const bool stays = (word(p) & bit(p)) != 0;
-      word(p) &= ~bit(p);
-      if (stays) {
-        rank(head)[s] = detail::sane_rank(ranks.data()[p]);
-      } else {
-        position(head)[s] = hole;
-      }
+      index_t& p = position(head)[s];
+      std::uint64_t& word = marks[p / 64];
+      const bool stays = (word & bit(p)) != 0;
+      word &= ~bit(p);
+      rank(head)[s] = stays ? detail::sane_rank(ranks.data()[p]) : 0;
+      p = stays ? p : hole;
+      holes[holes_left] = s;
+      holes_left += stays ? 0 : 1;
     }
-    index_t free = 0;
-    const auto next_hole = [&] {
-      while (free < h.size && position(head)[free] != hole) ++free;
-      return free++;
-    };
+    index_t filled = 0;
     for (index_t s = count; s < h.size; ++s) {  // a smaller set than before
-      if (position(head)[s] != hole) move(head, s, next_hole());
+      if (position(head)[s] != hole) move(head, s, holes[filled++]);
     }
-    h.size = std::min(h.size, count);
-    for (index_t i = 0; i < count; ++i) {
-      // Rows from here and there: several are under way at a time.
-      const index_t ahead = chosen.data()[std::min(i + fetched_ahead, count - 1)];
-      if ((word(ahead) & bit(ahead)) != 0) fetch(head, ahead, view);
-      const index_t p = chosen.data()[i];
-      if ((word(p) & bit(p)) == 0) continue;
-      word(p) &= ~bit(p);
-      write(head, next_hole(), p, detail::sane_rank(ranks.data()[p]), view);
+    index_t* const entering = entering_.data() + head * capacity_;
+    index_t entries = 0;
+    for (const index_t p : chosen) {
+      entering[entries] = p;
+      entries += (marks[p / 64] & bit(p)) != 0 ? 1 : 0;
+    }
+    // Rows from here and there: several are under way at a time.
+    for (index_t i = 0; i < std::min(fetched_ahead, entries); ++i) fetch(head, entering[i], view);
+    for (index_t i = 0; i < entries; ++i) {
+      if (i + fetched_ahead < entries) fetch(head, entering[i + fetched_ahead], view);
+      const index_t p = entering[i], slot = filled < holes_left ? holes[filled++] : h.size++;
+      marks[p / 64] &= ~bit(p);
+      write(head, slot, p, detail::sane_rank(ranks.data()[p]), view);
     }
     h.size = count;
     h.free = count;
@@ -209,6 +213,8 @@ class RecycleCache {
   Array<R> values_;           // [kv_heads, capacity + 1, value_dim]
   Array<index_t> positions_;  // [kv_heads, capacity + 1]
   Array<float> ranks_;        // [kv_heads, capacity + 1]
+  Array<index_t> holes_;      // [kv_heads, capacity + 1]: while a set is rebuilt, slots that have become free,
+  Array<index_t> entering_;   // [kv_heads, capacity]: and positions that are new
   Array<Head> heads_;         // [kv_heads]
 };
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -79,9 +80,13 @@ struct CodeLogits {
 
   /// Of positions [j, j + width), j a multiple of width.
   typename Isa::vec load(index_t r, index_t j) const {
-    const auto logits =
-        Isa::fma(Isa::load_sums(sums + r * stride + j), Isa::broadcast(scales[r]), Isa::broadcast(bias(r, j)));
-    return soft_cap > 0 ? simd::capped<Isa>(logits, soft_cap) : logits;
+    return capped(
+        Isa::fma(Isa::load_sums(sums + r * stride + j), Isa::broadcast(scales[r]), Isa::broadcast(bias(r, j))));
+  }
+  /// Of a vector of positions.
+  typename Isa::vec gather(index_t r, const index_t* positions) const {
+    return capped(Isa::fma(Isa::gather_sums(sums + r * stride, positions), Isa::broadcast(scales[r]),
+                           Isa::template gather<stretch_shift>(biases + r * bias_stride, positions)));
   }
   float at(index_t r, index_t j) const {
     return capped(static_cast<float>(sums[r * stride + j]) * scales[r] + bias(r, j));
@@ -107,26 +112,52 @@ struct CodeLogits {
     return capped(Isa::reduce_max(top));
   }
 
+  /// Calls f(i, x) for whole vectors of positions [begin, end), which share a bias: x = slope * logit + offset.
+  template <class F>
+  [[gnu::always_inline]] void for_each_line(index_t r, index_t begin, index_t end, float slope, float offset,
+                                            const F& f) const {
+    const std::int16_t* const row = sums + r * stride;
+    if (soft_cap > 0) {
+      for (index_t i = begin; i < end; i += Isa::width) {
+        f(i, Isa::fma(load(r, i), Isa::broadcast(slope), Isa::broadcast(offset)));
+      }
+      return;
+    }
+    const auto factor = Isa::broadcast(slope * scales[r]), sum = Isa::broadcast(slope * bias(r, begin) + offset);
+    for (index_t i = begin; i < end; i += Isa::width) f(i, Isa::fma(Isa::load_sums(row + i), factor, sum));
+  }
   /// The largest log-weight of the group, as group_log_weights has it, for whole vectors of positions.
   void log_weights(std::span<const float> lse, index_t length, float* weights) const {
-    for (index_t j = 0; j < length; j += Isa::width) {
-      auto largest = Isa::broadcast(-std::numeric_limits<float>::infinity());
+    for (index_t begin = 0; begin < length; begin += code_stretch) {
+      const index_t end = std::min(begin + code_stretch, length);
+      std::fill(weights + begin, weights + begin + simd::padded<Isa>(end - begin),
+                -std::numeric_limits<float>::infinity());
       for (index_t r = 0; r < static_cast<index_t>(lse.size()); ++r) {
-        largest = Isa::max(Isa::sub(load(r, j), Isa::broadcast(lse.data()[r])), largest);
+        for_each_line(r, begin, end, 1, -lse.data()[r], [weights](index_t i, typename Isa::vec x) {
+          Isa::store(weights + i, Isa::max(x, Isa::load(weights + i)));
+        });
       }
-      Isa::store(weights + j, largest);
     }
   }
   /// As StepLogits::mass.
   float mass(index_t r, float lse, std::span<const index_t> positions, float* scratch) const {
-    float* to = scratch;
-    for (const index_t p : positions) *to++ = at(r, p);
-    return kernels::mass<Isa>(scratch, static_cast<index_t>(positions.size()), lse);
+    const auto count = static_cast<index_t>(positions.size());
+    index_t i = 0;
+    if constexpr (simd::gathers<Isa>) {
+      for (; i + Isa::width <= count; i += Isa::width) Isa::store(scratch + i, gather(r, positions.data() + i));
+    }
+    for (; i < count; ++i) scratch[i] = at(r, positions.data()[i]);
+    return kernels::mass<Isa>(scratch, count, lse);
   }
 
  private:
   float bias(index_t r, index_t j) const {
     return biases[r * bias_stride + static_cast<index_t>(static_cast<std::uint64_t>(j) / code_stretch)];
+  }
+  static constexpr int stretch_shift = std::countr_zero(static_cast<std::uint64_t>(code_stretch));
+
+  typename Isa::vec capped(typename Isa::vec logits) const {
+    return soft_cap > 0 ? simd::capped<Isa>(logits, soft_cap) : logits;
   }
   float capped(float logit) const { return soft_cap > 0 ? soft_cap * std::tanh(logit / soft_cap) : logit; }
 };
@@ -173,17 +204,20 @@ class CodeLogSumExp {
     const float max = largest <= max_ ? max_ : largest;  // a NaN stays
     // A float's bits are about its logarithm: 2^23 (log2 x + 127), if a little is taken off, and back.
     constexpr float one = 127 * 8388608.0F - 366393.0F, per_nat = 8388608.0F * 1.44269504F;
-    const auto factor = Isa::broadcast(per_nat), offset = Isa::broadcast(one - max * per_nat);
     auto sums = Isa::zero();
-    index_t j = begin;
-    for (; j + Isa::width <= end; j += Isa::width) {
-      for (index_t line = 0; line < Isa::width * bytes; line += 64) {
-        simd::prefetch_l2(ahead, (j - begin) * bytes + line);
-      }
-      sums = Isa::add(sums, Isa::from_bits(Isa::max(Isa::fma(logits.load(r, j), factor, offset), Isa::zero())));
+    const index_t whole = begin + (end - begin) / Isa::width * Isa::width;
+    for (index_t j = begin; j < whole; j += code_stretch) {
+      logits.for_each_line(
+          r, j, std::min(j + code_stretch, whole), per_nat,
+          one - max * per_nat, [&](index_t i, typename Isa::vec bits) __attribute__((always_inline)) {
+            for (index_t line = 0; line < Isa::width * bytes; line += 64) {
+              simd::prefetch_l2(ahead, (i - begin) * bytes + line);
+            }
+            sums = Isa::add(sums, Isa::from_bits(Isa::max(bits, Isa::zero())));
+          });
     }
     float sum = Isa::reduce_add(sums);
-    for (; j < end; ++j) sum += std::exp(logits.at(r, j) - max);
+    for (index_t j = whole; j < end; ++j) sum += std::exp(logits.at(r, j) - max);
     sum_ = sum_ * std::exp(max_ - max) + sum;
     max_ = max;
   }

@@ -111,9 +111,16 @@ struct StepLogits {
   }
   /// The share of row r's attention mass at `positions`; `scratch` has room for them in whole vectors.
   float mass(index_t r, float lse, std::span<const index_t> positions, float* scratch) const {
-    float* to = scratch;
-    for (const index_t p : positions) *to++ = first[r * stride + p];
-    return kernels::mass<Isa>(scratch, static_cast<index_t>(positions.size()), lse);
+    const auto count = static_cast<index_t>(positions.size());
+    const float* const row = first + r * stride;
+    index_t i = 0;
+    if constexpr (simd::gathers<Isa>) {
+      for (; i + Isa::width <= count; i += Isa::width) {
+        Isa::store(scratch + i, Isa::template gather<0>(row, positions.data() + i));
+      }
+    }
+    for (; i < count; ++i) scratch[i] = row[positions.data()[i]];
+    return kernels::mass<Isa>(scratch, count, lse);
   }
 };
 

@@ -86,7 +86,8 @@ inline void top_k_of_few(std::span<const float> ranks, index_t count, index_t ab
 ///
 /// Bisection over all floats by their order keys, sped up: a sample says where to begin, a guess goes where the count
 /// would be if ranks lay evenly (every third halves what is left), and the last few are sorted. Of 32768 ranks 8 passes
-/// in place of 30, each 16 floats in two instructions, with no branch that depends on the data. What ends it are keys,
+/// in place of 30, each 16 floats in two instructions, with no branch that depends on the data. Where vectors can be
+/// compressed, what is left after the sample is gathered, and the others pass over that alone. What ends it are keys,
 /// whole numbers: it ends where the host has denormal floats flushed to zero, too.
 template <class Isa>
 class KthSearch {
@@ -103,7 +104,12 @@ class KthSearch {
 
   Found find() {
     if (length() >= 8 * samples) begin_by_sample();
-    for (int pass = 1; left() > 1 && low_.above - high_.above > few; ++pass) look(pass % 3 == 0 ? middle() : guess());
+    [[maybe_unused]] float gathered[simd::compresses<Isa> ? some + Isa::width : 1];
+    if constexpr (simd::compresses<Isa>) {
+      narrow(some);
+      if (between() <= some && between() < length() / 2) gather(gathered);
+    }
+    narrow(few);
     return left() > 1 ? sort_few() : Found{from_order_key(high_.key), high_.above};
   }
 
@@ -111,6 +117,7 @@ class KthSearch {
   static constexpr float infinity = std::numeric_limits<float>::infinity();
   static constexpr index_t samples = 256;
   static constexpr index_t few = 32;
+  static constexpr index_t some = 4096;
 
   struct Bound {
     std::uint32_t key;
@@ -120,9 +127,14 @@ class KthSearch {
   index_t length() const { return static_cast<index_t>(ranks_.size()); }
   std::uint32_t left() const { return high_.key - low_.key; }
 
+  index_t between() const { return low_.above - high_.above; }
+
+  void narrow(index_t most) {
+    for (int pass = 1; left() > 1 && between() > most; ++pass) look(pass % 3 == 0 ? middle() : guess());
+  }
   void look(std::uint32_t key) {
     if (key <= low_.key || key >= high_.key) return;
-    const index_t above = count_above<Isa>(ranks_, from_order_key(key));
+    const index_t above = gone_ + count_above<Isa>(ranks_, from_order_key(key));
     (above >= wanted_ ? low_ : high_) = {key, above};
   }
   std::uint32_t middle() const { return low_.key + left() / 2; }
@@ -153,6 +165,17 @@ class KthSearch {
     }
   }
 
+  /// Goes on with what is above `low` and not above `high`, in `to`.
+  void gather(float* to) {
+    const auto low = Isa::broadcast(from_order_key(low_.key)), high = Isa::broadcast(from_order_key(high_.key));
+    const float* const first = to;
+    for_each_vector<Isa>(ranks_, [&](index_t /*j*/, typename Isa::vec v, unsigned valid) {
+      to = Isa::append(v, Isa::greater_mask(v, low) & ~Isa::greater_mask(v, high) & valid, to);
+    });
+    ranks_ = {first, to};
+    gone_ = high_.above;
+  }
+
   /// The end, where at most `few` ranks are above `low` and not above `high`.
   Found sort_few() const {
     const auto low = Isa::broadcast(from_order_key(low_.key));
@@ -170,13 +193,22 @@ class KthSearch {
 
   std::span<const float> ranks_;
   index_t wanted_;
-  Bound low_;   // at least `wanted` ranks are above it,
-  Bound high_;  // and fewer above this: it may be the rank itself
+  index_t gone_ = 0;  // how many ranks were above those that are left
+  Bound low_;         // at least `wanted` ranks are above it,
+  Bound high_;        // and fewer above this: it may be the rank itself
 };
 
-/// Writes j + i for every bit i of `mask`. Two are written whatever it holds, where there is room: how many there are
-/// is what a processor can't foretell.
-inline void append(index_t j, unsigned mask, index_t*& chosen, const index_t* end) {
+/// Writes j + i for every bit i of `mask`; the choice ends at `end`.
+template <class Isa>
+[[gnu::always_inline]] inline void append(index_t j, unsigned mask, index_t*& chosen, const index_t* end) {
+  if constexpr (simd::compresses<Isa>) {
+    if (end - chosen >= Isa::width) {
+      chosen = Isa::append(j, mask, chosen);
+      return;
+    }
+  }
+  // Two are written whatever the mask holds, where there is room: how many there are is what a processor can't
+  // foretell.
   const int count = std::popcount(mask);
   if (count > 2 || end - chosen < 2) {
     for (; mask != 0; mask &= mask - 1) *chosen++ = j + std::countr_zero(mask);
@@ -204,7 +236,7 @@ void top_k(std::span<const float> ranks, index_t count, index_t* chosen) {
     unsigned equal = ~mask & ~Isa::greater_mask(x, v) & Isa::greater_mask(v, lowest) & valid;
     mask &= valid;
     for (; equal != 0 && ties > 0; equal &= equal - 1, --ties) mask |= equal & (~equal + 1);
-    append(j, mask, chosen, end);
+    append<Isa>(j, mask, chosen, end);
   });
 }
 

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <bit>
+
 #include "recycled/simd/generic.hpp"
 
 namespace recycled::inline RECYCLED_ABI::simd {
@@ -116,6 +118,45 @@ struct avx512 {
   static vec load_sums(const std::int16_t* p) {
     const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_maskz_cvtepi32_ps(all, _mm512_maskz_cvtepi16_epi32(all, sums));
+  }
+  /// from[at[i] >> Shift]
+  template <int Shift>
+  static vec gather(const float* from, const index_t* at) {
+    const auto eight = [from](const index_t* p) {
+      const __m512i places = _mm512_maskz_srli_epi64(0xFF, _mm512_loadu_si512(p), Shift);
+      return _mm512_mask_i64gather_ps(_mm256_setzero_ps(), 0xFF, places, from, 4);
+    };
+    return _mm512_maskz_insertf32x8(all, _mm512_castps256_ps512(eight(at)), eight(at + 8), 1);
+  }
+  /// from[at[i]]; of each two that are at an even place both are read.
+  static vec gather_sums(const std::int16_t* from, const index_t* at) {
+    const auto eight = [from](const index_t* p) {
+      const __m512i places = _mm512_loadu_si512(p);
+      const __m256i pairs =
+          _mm512_mask_i64gather_epi32(_mm256_setzero_si256(), 0xFF, _mm512_maskz_srli_epi64(0xFF, places, 1), from, 4);
+      const __m256i second = _mm512_maskz_cvtepi64_epi32(0xFF, _mm512_maskz_slli_epi64(0xFF, places, 4));
+      return _mm256_srav_epi32(pairs, _mm256_and_si256(second, _mm256_set1_epi32(16)));
+    };
+    const __m512i both = _mm512_maskz_inserti32x8(all, _mm512_castsi256_si512(eight(at)), eight(at + 8), 1);
+    return _mm512_maskz_cvtepi32_ps(all, _mm512_maskz_srai_epi32(all, _mm512_maskz_slli_epi32(all, both, 16), 16));
+  }
+  // Of what is appended the end is returned; `width` elements are overwritten, however many it is: writing some lanes
+  // to memory is slow on Zen 4.
+  /// The lanes of `mask`,
+  static float* append(vec a, unsigned mask, float* to) {
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), a));
+    return to + std::popcount(mask);
+  }
+  /// and j + i for each of its bits i.
+  static index_t* append(index_t j, unsigned mask, index_t* to) {
+    const auto eight = [&](index_t first, unsigned some) {
+      const __m512i all_eight = _mm512_add_epi64(_mm512_set1_epi64(first), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(static_cast<__mmask8>(some), all_eight));
+      to += std::popcount(some);
+    };
+    eight(j, mask & 0xFF);
+    eight(j + 8, mask >> 8);
+    return to;
   }
 
  private:

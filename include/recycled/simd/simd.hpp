@@ -63,6 +63,18 @@ typename Isa::vec load_first(const T* row, index_t i, index_t n) {
   }
 }
 
+/// Whether values from here and there load as a vector: Isa::gather and gather_sums.
+template <class Isa>
+inline constexpr bool gathers = requires(const float* from, const index_t* at) {
+  Isa::template gather<0>(from, at);
+};
+
+/// Whether lanes of a mask can be brought together: Isa::append.
+template <class Isa>
+inline constexpr bool compresses = requires(float* to) {
+  Isa::append(typename Isa::vec{}, 0U, to);
+};
+
 /// Calls f(constant<0>), ..., f(constant<N - 1>): a loop whose index is a constant, so that what it indexes may be
 /// registers.
 template <int N, class F>
