@@ -56,7 +56,7 @@ void run(const Words& words, Options& options) {
     settings.flash_attention = flash_attention;
     const Context made = make_context(model.get(), settings);
     read_prompt(made.get(), text, 0, context);
-    return follow(made.get(), text, context, context + count);
+    return follow(made.get(), text, context, context + count, [] {});
   };
   std::printf("%d tokens behind %d; of logits against stock without flash attention:\n", count, context);
   std::printf("%-28s %9s %9s %9s %8s %8s %8s %8s\n", "", "NMSE", "worst", "KL", "same", "bytes", "ms", "p99/mean");
@@ -71,7 +71,7 @@ void run(const Words& words, Options& options) {
     rewind(ours.get(), context);
     set_policy(plugin, schedule, options["--capacity"]);
     const recycled_ggml_statistics before = plugin.statistics();
-    Followed followed = follow(ours.get(), text, context, context + count);
+    Followed followed = follow(ours.get(), text, context, context + count, [] {});
     const recycled_ggml_statistics after = plugin.statistics();
     const auto full = static_cast<double>(after.bytes_full - before.bytes_full);
     const double bytes = full > 0 ? static_cast<double>(after.bytes_read - before.bytes_read) / full : 1;

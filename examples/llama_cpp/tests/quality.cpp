@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "arguments.hpp"
+#include "progress.hpp"
 #include "reading.hpp"
 
 namespace {
@@ -122,6 +123,7 @@ void run(const Words& words, Options& options) {
   std::printf("%-14s %6s %-32s %8s %8s %8s %8s %8s %8s %7s\n", "text", "behind", "policy", "PPL", "KL mean", "median",
               "worst5%", "rows", "bytes", "ms");
   std::vector<Line> lines;
+  Progress progress((words.size() - 2) * contexts.size() * (policies.size() + 1) * static_cast<std::size_t>(count));
   for (auto named = words.begin() + 2; named != words.end(); ++named) {
     const std::size_t equals = named->find('=');
     if (equals == std::string::npos) throw std::runtime_error(*named + ", expected NAME=FILE");
@@ -135,7 +137,7 @@ void run(const Words& words, Options& options) {
       read = begin;
       const auto measure = [&](const std::string& policy) {
         read_end(context.get(), plugin, text, begin, policy, options["--capacity"]);
-        return follow(context.get(), text, begin, begin + count);
+        return follow(context.get(), text, begin, begin + count, [&] { progress.advance(); });
       };
       const Followed full = measure("exact");
       Line exact{.text = named->substr(0, equals), .policy = "full", .context = begin};
@@ -143,6 +145,7 @@ void run(const Words& words, Options& options) {
       compare(full, full, exact);
       exact.full_ms = exact.ms;
       lines.push_back(exact);
+      progress.clear();
       print(exact);
       for (const std::string& policy : policies) {
         Line line = exact;
@@ -158,6 +161,7 @@ void run(const Words& words, Options& options) {
         line.rows = share(after.rows_read - before.rows_read, after.rows_full - before.rows_full);
         line.bytes_share = share(after.bytes_read - before.bytes_read, after.bytes_full - before.bytes_full);
         lines.push_back(line);
+        progress.clear();
         print(line);
         if (!options["--json"].empty()) write(options["--json"], name, lines);
       }

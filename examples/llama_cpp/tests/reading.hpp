@@ -52,14 +52,16 @@ struct Followed {
   std::vector<double> milliseconds;
 };
 
-/// Tokens [begin, end) of the text, one by one.
-inline Followed follow(llama_context* context, const Tokens& text, int begin, int end) {
+/// Tokens [begin, end) of the text, one by one. `done` is called after each.
+template <class F>
+Followed follow(llama_context* context, const Tokens& text, int begin, int end, const F& done) {
   Followed followed;
   for (int i = begin; i < end; ++i) {
     const auto start = std::chrono::steady_clock::now();
     followed.logits.push_back(decode(context, {{text[static_cast<std::size_t>(i)], i}}, 1).front());
     const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
     followed.milliseconds.push_back(time.count());
+    done();
   }
   return followed;
 }

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "arguments.hpp"
+#include "progress.hpp"
 #include "reading.hpp"
 
 namespace {
@@ -163,6 +164,9 @@ void run(const Words& words, Options& options) {
   policies.insert(policies.begin(), "full");
   Scores scores;
   std::map<std::string, int> samples;
+  std::size_t questions = 0;
+  for (const Task& task : tasks) questions += task.questions.size();
+  Progress progress(questions * policies.size());
   for (const Task& task : tasks) {
     const Tokens text = tokenize(model.get(), task.text + "\n\n");
     const int length = static_cast<int>(text.size());
@@ -183,8 +187,10 @@ void run(const Words& words, Options& options) {
         Reader reader(context.get(), last, asked.back());
         const double one = score(model.get(), question, reader);
         scores[task.name][policy] += one;
+        progress.clear();
         std::printf("%-14s %6d %-32s %.2f\n", task.name.c_str(), last, policy.c_str(), one);
         std::fflush(stdout);
+        progress.advance();
       }
     }
   }
