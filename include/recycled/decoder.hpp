@@ -135,6 +135,28 @@ class Decoder {
     }
   }
 
+  /// Writes the sequence to a binary stream: the cache of every layer, and what LayerAttention::save writes.
+  void save(std::ostream& stream) const {
+    detail::StateWriter io(stream);
+    transfer(io, layers_, [](const Both& both) -> Both& {
+      return const_cast<Both&>(both);  // NOLINT(cppcoreguidelines-pro-type-const-cast): a writer changes nothing
+    });
+  }
+  /// Goes on from a state that was saved by a decoder that was made with the same arguments, with the same bits. See
+  /// LayerAttention::load.
+  void load(std::istream& stream) {
+    if (layers_.empty()) return;
+    detail::StateReader io(stream);
+    std::vector<Both> loaded;
+    loaded.reserve(layers_.size());
+    transfer(io, layers_, [&](const Both& both) -> Both& {
+      loaded.push_back({both.cache.fresh(), both.attention.fresh()});
+      loaded.back().attention.share(both.attention.scratch());
+      return loaded.back();
+    });
+    layers_ = std::move(loaded);
+  }
+
   index_t layers() const noexcept { return static_cast<index_t>(layers_.size()); }
   const Layer& layer(index_t i) const { return layers_[checked(i)].attention; }
   /// The full cache of a layer, as a view that the next call may end.
@@ -152,6 +174,22 @@ class Decoder {
     KvCache<T> cache;
     Layer attention;
   };
+
+  /// Layer by layer; `at` is where the state of one like this is.
+  template <class Io, class At>
+  static void transfer(Io& io, const std::vector<Both>& layers, const At& at) {
+    io.begin("decoder");
+    io.same(static_cast<index_t>(layers.size()), "ModelShape.layers");
+    for (const Both& like : layers) {
+      like.attention.agree(io);
+      Both& both = at(like);
+      both.cache.transfer(io);
+      both.attention.transfer(io);
+      detail::require(both.cache.length() == both.attention.length(), "saved state: length", both.attention.length(),
+                      [&] { return detail::text("that of the cache, ", both.cache.length()); });
+      io.end(detail::text("layer ", &like - layers.data()));
+    }
+  }
 
   std::size_t checked(index_t layer) const {
     detail::require(layer >= 0 && layer < layers(), "layer", layer,

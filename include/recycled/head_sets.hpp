@@ -165,6 +165,23 @@ class HeadSets {
     if (sketch_) sketch_->clear();
   }
 
+  /// Of a layer that has `length` positions.
+  template <class Io>
+  void transfer(Io& io, index_t length) {
+    // A choice is for the next step; in a layer that has seen nothing that may be any.
+    io.count(chosen_for_, 0, length == 0 ? detail::most_positions : length + 1, "length that a set was chosen for");
+    for (Head& head : heads_) {
+      io.flag(head.must_refresh);
+      io.count(head.sketched, 0, detail::most_positions, "sketched refreshes");
+      io.flag(head.measured);
+      io.flag(head.checked);
+      io.plain(head.retained_mass, head.sketched_mass);
+    }
+    for (Keep& keep : selections_.each) io.learnt(keep, "selection");
+    if (cache_.capacity() > 0) cache_.transfer(io, length == 0 ? std::max(chosen_for_ - 1, index_t{0}) : length);
+    if (sketch_) sketch_->transfer(io, length);
+  }
+
   /// Scores that are no numbers choose nothing sensible: then the next step looks again.
   static bool is_sound(std::span<const float> lse) noexcept {
     return std::none_of(lse.begin(), lse.end(), [](float one) { return one != one; });

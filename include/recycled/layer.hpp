@@ -197,6 +197,32 @@ class LayerAttention {
     length_ = 0;
   }
 
+  /// Writes all that the layer knows to a binary stream, but for the rows that the host owns: positions, sets with
+  /// their rows, the sketch, what the schedule and the selection have learnt (Learnt), statistics. A state is of the
+  /// machine's byte order, and has a version and checksums. Throws std::invalid_argument if the stream fails.
+  void save(std::ostream& stream) const {
+    detail::StateWriter io(stream);
+    io.begin("layer");
+    agree(io);
+    // A writer changes nothing.
+    const_cast<LayerAttention&>(*this).transfer(io);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+    io.end("the layer");
+  }
+  /// Goes on from a state that was saved by a layer of the same types, shape and options (schedule and selection keep
+  /// the parameters that they have here): over the same rows, on the same machine, with the same bits. Anything else
+  /// (another version, a file that is cut short or damaged) throws std::invalid_argument and changes nothing; whatever
+  /// the stream holds, no more memory is taken than in proportion to it and to this layer.
+  void load(std::istream& stream) {
+    LayerAttention loaded = fresh();
+    detail::StateReader io(stream);
+    io.begin("layer");
+    agree(io);
+    loaded.transfer(io);
+    io.end("the layer");
+    if (scratch() != nullptr) loaded.share(scratch());
+    *this = std::move(loaded);
+  }
+
   /// Works in `scratch` from now on, as other layers may that are never used at the same time as this one. Throws
   /// std::invalid_argument if it is null.
   void share(std::shared_ptr<Scratch> scratch) {
@@ -220,7 +246,29 @@ class LayerAttention {
   }
 
  private:
+  template <Scalar, Schedule, Selection, Scalar>
+  friend class Decoder;
   static constexpr bool recycles = detail::recycles<Policy>;
+
+  /// One that has seen nothing, with the same settings.
+  LayerAttention fresh() const { return LayerAttention(shape_, options_, pace_.initial(), initial_selection_); }
+  /// What has to be the same where a state is loaded.
+  template <class Io>
+  void agree(Io& io) const {
+    io.same(type_name<T>, "KV type");
+    io.same(type_name<R>, "type of recycled rows");
+    io.same(index_t{recycles}, "whether the schedule recycles");
+    detail::agree(io, shape_, options_);
+  }
+  template <class Io>
+  void transfer(Io& io) {
+    io.count(length_, 0, detail::most_positions, "length");
+    io.flag(prompt_compared_);
+    for (HeadStatistics& head : statistics_.heads) head.transfer(io);
+    pace_.transfer(io);
+    attention_.transfer(io, length_);
+    prompt_.transfer(io, length_);
+  }
 
   index_t checked_head(index_t kv_head) const {
     detail::require(kv_head >= 0 && kv_head < shape_.kv_heads, "kv_head", kv_head,

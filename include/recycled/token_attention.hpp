@@ -43,6 +43,11 @@ class TokenAttention {
   }
   detail::LayerScratch<T, Recycles>& scratch() noexcept { return scratch_; }
   const detail::LayerScratch<T, Recycles>& scratch() const noexcept { return scratch_; }
+  template <class Io>
+  void transfer(Io& io, index_t length) {
+    for (Head& head : heads_) io.count(head.kind, 0, static_cast<index_t>(StepKind::sketched), "kind of a step");
+    sets_.transfer(io, length);
+  }
   Array<Head>& heads() noexcept { return heads_; }
   const Array<Head>& heads() const noexcept { return heads_; }
   HeadSets<T, Keep, R>& sets() noexcept { return sets_; }

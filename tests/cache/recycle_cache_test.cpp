@@ -69,7 +69,7 @@ class RecycleCacheOf : public testing::Test {
     std::vector<float> ranks(at(length));
     for (float& rank : ranks) rank = static_cast<float>(random.between(-3, 3));
     std::vector<index_t> chosen;
-    const index_t count = random.between(1, std::min(cache.capacity(), length));
+    const index_t count = random.between(0, std::min(cache.capacity(), length));
     while (static_cast<index_t>(chosen.size()) < count) {
       const index_t p = random.between(0, length - 1);
       if (std::find(chosen.begin(), chosen.end(), p) == chosen.end()) chosen.push_back(p);
@@ -154,6 +154,18 @@ TYPED_TEST(RecycleCacheOf, ARankThatIsNoNumberLeavesFirst) {
   cache.insert(0, 4, this->host.view(5));
   cache.settle(0, 4);
   EXPECT_EQ(cache.held(0), (std::vector<index_t>{1, 3, 4}));
+}
+
+TYPED_TEST(RecycleCacheOf, ARowThatStaysMayGetARankThatIsNoNumber) {
+  RecycleCache<TypeParam> cache(shape, 3);
+  const std::vector<index_t> chosen{1, 2, 3};
+  std::vector<float> ranks{0, 3, 2, 1, 0};
+  cache.rebuild(0, chosen, ranks, this->host.view(5), 4, this->marks.data());
+  ranks[2] = std::nanf("");
+  cache.rebuild(0, chosen, ranks, this->host.view(5), 4, this->marks.data());
+  cache.insert(0, 5, this->host.view(6));
+  cache.settle(0, 5);
+  EXPECT_EQ(cache.held(0), (std::vector<index_t>{1, 3, 5}));
 }
 
 TYPED_TEST(RecycleCacheOf, AnInfiniteRankOutranksNewcomers) {

@@ -132,6 +132,55 @@ TYPED_TEST(CodeScan, LogitsAreScaledAndCapped) {
   }
 }
 
+/// Of logits that are no numbers the others of the group speak; where there is no other, nobody does.
+TYPED_TEST(CodeScan, LogitsThatAreNoNumbersCountForNothing) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  constexpr index_t stride = 256, count = 2;
+  reference::Random random(6);
+  std::vector<std::int16_t> sums(2 * stride);
+  for (std::int16_t& sum : sums) sum = static_cast<std::int16_t>(random.between(-300, 300));
+  std::vector<index_t> all(200);
+  std::iota(all.begin(), all.end(), index_t{0});
+  const std::vector<float> lse{0, 0};
+  for (const float soft_cap : {0.0F, 3.0F}) {
+    const auto logits_of = [&](const std::vector<float>& scales, const std::vector<float>& biases) {
+      return kernels::CodeLogits<TypeParam>{sums.data(), stride, scales.data(), biases.data(), count, soft_cap};
+    };
+    const std::vector<float> sound{0.01F, 0.01F}, first{nan, 0.01F}, second{0.01F, nan}, none{nan, nan},
+        biases(4, 0.5F);
+    for (const index_t length : {16, 130, 199}) {
+      std::vector<float> expected(stride), weights(stride), scratch(stride);
+      logits_of(second, biases).log_weights(lse, length, weights.data());
+      logits_of(sound, biases).log_weights({lse.data(), 1}, length, expected.data());
+      EXPECT_TRUE(std::equal(weights.begin(), weights.begin() + length, expected.begin()));
+      logits_of(first, biases).log_weights(lse, length, weights.data());
+      for (index_t j = 0; j < length; ++j) EXPECT_FALSE(std::isnan(weights[static_cast<std::size_t>(j)]));
+      logits_of(none, biases).log_weights(lse, length, weights.data());
+      EXPECT_TRUE(std::all_of(weights.begin(), weights.begin() + length, [](float x) { return x == -inf; }));
+      // One stretch is no number, the other one is.
+      const std::vector<float> half_known{0.5F, nan, 0.5F, nan};
+      logits_of(sound, half_known).log_weights(lse, length, weights.data());
+      for (index_t j = 0; j < length; ++j) EXPECT_EQ(weights[static_cast<std::size_t>(j)] > -inf, j < 128) << j;
+      EXPECT_TRUE(std::isnan(logits_of(none, biases).mass(0, 0, {all.data(), 16}, scratch.data())));
+      EXPECT_TRUE(std::isnan(logits_of(sound, half_known).mass(0, 0, {all.data() + 100, 60}, scratch.data())));
+      EXPECT_TRUE(std::isnan(logits_of(sound, half_known).mass(0, 0, {all.data() + 126, 3}, scratch.data())));
+    }
+  }
+}
+
+/// What differs from the largest by no more than a few is summed up well, however large it is.
+TYPED_TEST(CodeScan, OfLargeLogitsTheSumIsSound) {
+  std::vector<std::int16_t> sums(128, -1000);
+  for (const float bias : {1e3F, 1e6F, 1e9F, 1e30F}) {
+    const float scale = bias / 1000;
+    const kernels::CodeLogits<TypeParam> logits{sums.data(), 128, &scale, &bias, 1};
+    kernels::CodeLogSumExp<TypeParam> sum;
+    sum.add(logits, 0, 0, 128);
+    const double one = static_cast<double>(scale) * -1000 + static_cast<double>(bias);
+    EXPECT_NEAR(static_cast<double>(sum.value()), one + std::log(128), 0.04 + 1e-6 * static_cast<double>(bias));
+  }
+}
+
 TYPED_TEST(CodeScan, OfAQueryThatIsNoNumberTheSumIsNone) {
   std::vector<std::int16_t> sums(64, 0);
   const float scale = std::nanf("");

@@ -133,6 +133,24 @@ TYPED_TEST(TopK, HandlesLongInputsOfEveryKind) {
   }
 }
 
+/// As many as are gathered at most, and one more, none of which the sample knows of.
+TYPED_TEST(TopK, GathersUpTo4096) {
+  for (const index_t among : {4095, 4096, 4097}) {
+    std::vector<float> ranks(9000, -inf);
+    index_t left = among;
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
+      if (i % 35 == 0) {
+        ranks[i] = nan;
+      } else if (left > 0) {
+        ranks[i] = static_cast<float>(left-- * 7919 % 9001);
+      }
+    }
+    ASSERT_EQ(left, 0);
+    for (const index_t count : {1, 2000, 4000})
+      EXPECT_EQ(top_k<TypeParam>(ranks, count), top_k_by_sorting(ranks, count)) << count << " of " << among;
+  }
+}
+
 #if defined(__SSE2__)
 TYPED_TEST(TopK, EndsAndFillsTheChoiceWhereDenormalsAreFlushed) {
   const unsigned before = _mm_getcsr();
@@ -144,6 +162,8 @@ TYPED_TEST(TopK, EndsAndFillsTheChoiceWhereDenormalsAreFlushed) {
     std::iota(first.begin(), first.end(), index_t{0});
     EXPECT_EQ(top_k<TypeParam>(ranks, 60), first);
     for (std::size_t i = 40; i < ranks.size(); ++i) ranks[i] = static_cast<float>(i % 2) * smallest;
+    EXPECT_EQ(top_k<TypeParam>(ranks, 60), first);
+    ranks.insert(ranks.end(), 4000, -inf);
     EXPECT_EQ(top_k<TypeParam>(ranks, 60), first);
   }
   _mm_setcsr(before);
@@ -271,6 +291,13 @@ TYPED_TEST(Mass, OfHiddenPositionsIsZeroAndNaNShows) {
   EXPECT_EQ(mass<TypeParam>(logits, 0, std::vector<index_t>{0}), 0);
   EXPECT_EQ(mass<TypeParam>(logits, 0, std::vector<index_t>{0, 1}), 1);
   EXPECT_TRUE(std::isnan(mass<TypeParam>(logits, 0, std::vector<index_t>{1, 2})));
+  for (const std::size_t place : {0U, 7U, 15U, 20U}) {  // in a whole vector, and behind it
+    std::vector<index_t> many(21, 0);
+    many[place] = 1;
+    EXPECT_EQ(mass<TypeParam>(logits, 0, many), 1);
+    many[place] = 2;
+    EXPECT_TRUE(std::isnan(mass<TypeParam>(logits, 0, many))) << place;
+  }
 }
 
 }  // namespace

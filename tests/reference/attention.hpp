@@ -23,6 +23,7 @@ struct Attention {
   std::vector<long double> weights;    ///< softmax of the logits
   std::vector<long double> output;     ///< [value_dim]; 0 if there is no position
   std::vector<long double> magnitude;  ///< [value_dim]: sum_j weight_j |value_j|, what rounding errors are relative to
+  std::vector<long double> values;     ///< [value_dim]: sum_j |value_j|, and what underflow is
   long double lse = -std::numeric_limits<long double>::infinity();
   long double largest_logit = 0;  ///< max_j |logit_j|
 };
@@ -54,6 +55,7 @@ inline Attention attend(std::span<const float> query, const Rows& keys, const Ro
   const std::size_t value_dim = values.empty() ? 0 : values.front().size();
   a.output.assign(value_dim, 0);
   a.magnitude.assign(value_dim, 0);
+  a.values.assign(value_dim, 0);
   if (positions.empty()) return a;
 
   for (const index_t j : positions) a.logits.push_back(logit(query, keys[static_cast<std::size_t>(j)], options));
@@ -70,6 +72,7 @@ inline Attention attend(std::span<const float> query, const Rows& keys, const Ro
     for (std::size_t v = 0; v < value_dim; ++v) {
       a.output[v] += a.weights[i] * value[v];
       a.magnitude[v] += a.weights[i] * std::abs(value[v]);
+      a.values[v] += std::abs(value[v]);
     }
   }
   return a;
@@ -86,9 +89,11 @@ inline long double logit_bound(const Attention& expected) {
   return 32 * static_cast<long double>(std::numeric_limits<float>::epsilon()) * (1 + expected.largest_logit);
 }
 
-/// The promised bound of output[v]: 32 eps (1 + max|s|) sum_j p_j |v_j|.
+/// The promised bound of output[v]: 32 eps (1 + max|s|) sum_j p_j |v_j|, and 2^-126 sum_j |v_j|: what weights that are
+/// no normal floats contribute.
 inline long double output_bound(const Attention& expected, std::size_t v) {
-  return logit_bound(expected) * expected.magnitude[v];
+  return logit_bound(expected) * expected.magnitude[v] +
+         static_cast<long double>(std::numeric_limits<float>::min()) * expected.values[v];
 }
 
 /// Mean squared error over the mean square; 0 if both are all zeros.

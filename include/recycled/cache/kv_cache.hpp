@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "recycled/types/archive.hpp"
 #include "recycled/types/kv_view.hpp"
 #include "recycled/types/memory.hpp"
 
@@ -57,6 +58,25 @@ class KvCache {
 
   /// Forgets positions from `length` on.
   void truncate(index_t length) noexcept { length_ = std::min(length_, length); }
+
+  /// An empty one with the same room.
+  KvCache fresh() const { return KvCache(shape_, room_); }
+  /// Rows go position by position: so no more memory is taken than there are rows to read.
+  template <class Io>
+  void transfer(Io& io) {
+    index_t length = length_;
+    io.count(length, 0, detail::most_positions, "length");
+    for (index_t p = 0; p < length; ++p) {
+      if constexpr (Io::loads) {
+        if (p == room_) reserve(std::max(2 * room_, index_t{256}));
+        length_ = p + 1;
+      }
+      for (index_t g = 0; g < shape_.kv_heads; ++g) {
+        io.array(keys_.data() + (g * room_ + p) * key_row(), key_row());
+        io.array(values_.data() + (g * room_ + p) * value_row(), value_row());
+      }
+    }
+  }
 
  private:
   index_t key_row() const noexcept { return shape_.head_dim / values_per_element<T>; }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <span>
 
+#include "recycled/types/archive.hpp"
 #include "recycled/types/memory.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
@@ -37,6 +38,18 @@ class PromptWindow {
   /// Forgets the last `tokens`.
   void drop(index_t tokens) noexcept { tokens_ = std::max(tokens_ - tokens, index_t{0}); }
   void clear() noexcept { tokens_ = 0; }
+
+  /// Of a layer that has `length` positions.
+  template <class Io>
+  void transfer(Io& io, index_t length) {
+    io.count(tokens_, 0, std::min(window_, length), "prompt queries");
+    for (index_t i = 0; i < tokens_; ++i) {
+      if constexpr (Io::loads) {  // what is there to be read, at most twice over
+        if (queries_.size() < (i + 1) * size_) queries_.resize(std::min(2 * i + 1, tokens_) * size_);
+      }
+      io.array(queries_.data() + i * size_, size_);
+    }
+  }
 
  private:
   index_t window_ = 0;

@@ -9,6 +9,7 @@
 #include "recycled/kernels/rows.hpp"
 #include "recycled/kernels/top_k.hpp"
 #include "recycled/selection/selection.hpp"
+#include "recycled/types/archive.hpp"
 #include "recycled/types/kv_view.hpp"
 #include "recycled/types/memory.hpp"
 
@@ -28,10 +29,10 @@ class RecycleCache {
         value_dim_(shape.value_dim),
         keys_(slot_elements(shape, key_dim_)),
         values_(slot_elements(shape, value_dim_)),
-        positions_(shape.kv_heads * (capacity + 1)),
-        ranks_(shape.kv_heads * (capacity + 1)),
-        holes_(shape.kv_heads * (capacity + 1)),
-        entering_(shape.kv_heads * capacity),
+        positions_(slots(shape)),
+        ranks_(slots(shape)),
+        holes_(slots(shape)),
+        entering_(slots(shape)),
         heads_(shape.kv_heads, Head{}) {}
 
   index_t capacity() const noexcept { return capacity_; }
@@ -83,43 +84,34 @@ class RecycleCache {
     close_gap(head);
     Head& h = heads_[head];
     const auto count = static_cast<index_t>(chosen.size());
-    const auto bit = [](index_t p) { return std::uint64_t{1} << (p % 64); };
-    for (const index_t p : chosen) marks[p / 64] |= bit(p);
-    // Entries that stay keep their slots and give up their marks; the others leave holes. Which do is what a processor
-    // can't foretell, so that no branch depends on it.
-    index_t* const holes = holes_.data() + slot_index(head, 0);
-    index_t holes_left = 0;
-    for (index_t s = 0; s < h.size; ++s) {
-      index_t& p = position(head)[s];
-      std::uint64_t& word = marks[p / 64];
-      const bool stays = (word & bit(p)) != 0;
-      word &= ~bit(p);
-      rank(head)[s] = stays ? detail::sane_rank(ranks.data()[p]) : 0;
-      p = stays ? p : hole;
-      holes[holes_left] = s;
-      holes_left += stays ? 0 : 1;
+    h.last_evictor = count < by + 1 ? by : none;
+    if (count == 0) {
+      h.size = h.free = 0;
+      return;
     }
+    for (const index_t p : chosen) word(marks, p) |= bit(p);
+    index_t* const holes = holes_.data() + slot_index(head, 0);
+    const index_t holes_left = keep_marked(head, ranks.data(), chosen.front(), marks);
     index_t filled = 0;
     for (index_t s = count; s < h.size; ++s) {  // a smaller set than before
       if (position(head)[s] != hole) move(head, s, holes[filled++]);
     }
-    index_t* const entering = entering_.data() + head * capacity_;
+    index_t* const entering = entering_.data() + slot_index(head, 0);
     index_t entries = 0;
     for (const index_t p : chosen) {
       entering[entries] = p;
-      entries += (marks[p / 64] & bit(p)) != 0 ? 1 : 0;
+      entries += (word(marks, p) & bit(p)) != 0 ? 1 : 0;
     }
     // Rows from here and there: several are under way at a time.
     for (index_t i = 0; i < std::min(fetched_ahead, entries); ++i) fetch(head, entering[i], view);
     for (index_t i = 0; i < entries; ++i) {
       if (i + fetched_ahead < entries) fetch(head, entering[i + fetched_ahead], view);
       const index_t p = entering[i], slot = filled < holes_left ? holes[filled++] : h.size++;
-      marks[p / 64] &= ~bit(p);
+      word(marks, p) &= ~bit(p);
       write(head, slot, p, detail::sane_rank(ranks.data()[p]), view);
     }
     h.size = count;
     h.free = count;
-    h.last_evictor = count < by + 1 ? by : none;
   }
 
   /// Makes the entries the slots [0, size) again.
@@ -138,6 +130,29 @@ class RecycleCache {
   }
   void clear() noexcept { std::fill(heads_.begin(), heads_.end(), Head{}); }
 
+  /// All positions are below `length`.
+  template <class Io>
+  void transfer(Io& io, index_t length) {
+    for (index_t g = 0; g < heads_.size(); ++g) {
+      Head& h = heads_[g];
+      io.count(h.size, 0, std::min(capacity_, length), "rows that are held");
+      io.count(h.free, 0, h.size, "free slot");
+      io.count(h.last_evictor, none, detail::most_positions, "last evictor");
+      for_each_slot(g, [&](index_t s) {
+        io.count(position(g)[s], 0, length - 1, "position of a row");
+        io.plain(rank(g)[s]);
+        if constexpr (Io::loads) rank(g)[s] = detail::sane_rank(rank(g)[s]);
+        io.array(keys_.data() + slot_index(g, s) * key_row(), key_row());
+        io.array(values_.data() + slot_index(g, s) * value_row(), value_row());
+      });
+      if constexpr (!Io::loads) continue;
+      const std::vector<index_t> all = held(g);
+      const auto twice = std::adjacent_find(all.begin(), all.end());
+      detail::require(twice == all.end(), "saved state: position of a row", twice == all.end() ? 0 : *twice,
+                      "each once");
+    }
+  }
+
  private:
   static constexpr index_t none = -1;
   static constexpr index_t hole = -1;
@@ -149,8 +164,11 @@ class RecycleCache {
     index_t last_evictor = none;
   };
 
+  index_t slots(const Shape& shape) const {
+    return detail::checked_product(shape.kv_heads, capacity_ + 1, "recycle cache size");
+  }
   index_t slot_elements(const Shape& shape, index_t dim) const {
-    return detail::checked_product(shape.kv_heads * (capacity_ + 1), dim / values_per_element<R>, "recycle cache size");
+    return detail::checked_product(slots(shape), dim / values_per_element<R>, "recycle cache size");
   }
   index_t key_row() const noexcept { return key_dim_ / values_per_element<R>; }
   index_t value_row() const noexcept { return value_dim_ / values_per_element<R>; }
@@ -164,6 +182,25 @@ class RecycleCache {
   float* rank(index_t head) noexcept { return ranks_.data() + slot_index(head, 0); }
   std::size_t slots(index_t head) const noexcept { return static_cast<std::size_t>(size(head)); }
 
+  static std::uint64_t bit(index_t p) noexcept { return std::uint64_t{1} << (p % 64); }
+  static std::uint64_t& word(std::uint64_t* marks, index_t p) noexcept { return marks[p / 64]; }
+  /// Entries that are marked keep their slots, get new ranks and give up their marks; the others leave holes, of which
+  /// the number is returned. Which do is what a processor can't foretell, so that no branch depends on it: `any` is
+  /// some position that has a rank.
+  index_t keep_marked(index_t head, const float* ranks, index_t any, std::uint64_t* marks) noexcept {
+    index_t* const holes = holes_.data() + slot_index(head, 0);
+    index_t count = 0;
+    for (index_t s = 0; s < heads_[head].size; ++s) {
+      index_t& p = position(head)[s];
+      const bool stays = (word(marks, p) & bit(p)) != 0;
+      word(marks, p) &= ~bit(p);
+      rank(head)[s] = detail::sane_rank(ranks[stays ? p : any]);
+      p = stays ? p : hole;
+      holes[count] = s;
+      count += stays ? 0 : 1;
+    }
+    return count;
+  }
   template <Scalar T>
   void write(index_t head, index_t slot, index_t from, float new_rank, const KvView<T>& view) noexcept {
     kernels::copy_row<simd::native>(view.key(from, head), key_dim_, keys_.data() + slot_index(head, slot) * key_row());
@@ -214,7 +251,7 @@ class RecycleCache {
   Array<index_t> positions_;  // [kv_heads, capacity + 1]
   Array<float> ranks_;        // [kv_heads, capacity + 1]
   Array<index_t> holes_;      // [kv_heads, capacity + 1]: while a set is rebuilt, slots that have become free,
-  Array<index_t> entering_;   // [kv_heads, capacity]: and positions that are new
+  Array<index_t> entering_;   // and positions that are new
   Array<Head> heads_;         // [kv_heads]
 };
 

@@ -42,6 +42,17 @@ inline void set_codes(std::uint8_t* codes, index_t coordinates, index_t position
   at[1] = static_cast<std::uint8_t>(four >> 8);
 }
 
+/// Calls f(first, bytes) for the runs of memory in which the codes of positions [begin, end) lie; a block begins at
+/// `begin`.
+template <class Codes, class F>
+void for_each_code_run(Codes* codes, index_t coordinates, index_t begin, index_t end, const F& f) {
+  const index_t whole = end / code_block * code_block;
+  if (whole > begin) f(codes + code_bytes(begin, coordinates), code_bytes(whole - begin, coordinates));
+  for (index_t c = 0; end > whole && c < coordinates; c += 4) {
+    f(codes + code_bytes(whole, coordinates) + c / 4 * 2 * code_block, (end - whole) * 2);
+  }
+}
+
 /// Bytes that the weights of a query row take: each stands twice.
 constexpr index_t code_weight_bytes(index_t coordinates) { return 2 * coordinates; }
 
@@ -112,19 +123,21 @@ struct CodeLogits {
     return capped(Isa::reduce_max(top));
   }
 
-  /// Calls f(i, x) for whole vectors of positions [begin, end), which share a bias: x = slope * logit + offset.
+  /// Calls f(i, x) for vectors of positions from `begin`, of a stretch that ends at `end` or later: x = slope * (logit
+  /// - shift) + offset. The last vector may reach beyond `end`.
   template <class F>
-  [[gnu::always_inline]] void for_each_line(index_t r, index_t begin, index_t end, float slope, float offset,
-                                            const F& f) const {
+  [[gnu::always_inline]] void for_each_line(index_t r, index_t begin, index_t end, float slope, float shift,
+                                            float offset, const F& f) const {
     const std::int16_t* const row = sums + r * stride;
     if (soft_cap > 0) {
       for (index_t i = begin; i < end; i += Isa::width) {
-        f(i, Isa::fma(load(r, i), Isa::broadcast(slope), Isa::broadcast(offset)));
+        f(i, Isa::fma(Isa::sub(load(r, i), Isa::broadcast(shift)), Isa::broadcast(slope), Isa::broadcast(offset)));
       }
       return;
     }
-    const auto factor = Isa::broadcast(slope * scales[r]), sum = Isa::broadcast(slope * bias(r, begin) + offset);
-    for (index_t i = begin; i < end; i += Isa::width) f(i, Isa::fma(Isa::load_sums(row + i), factor, sum));
+    const auto factor = Isa::broadcast(slope * scales[r]);
+    const auto rest = Isa::broadcast(slope * (bias(r, begin) - shift) + offset);
+    for (index_t i = begin; i < end; i += Isa::width) f(i, Isa::fma(Isa::load_sums(row + i), factor, rest));
   }
   /// The largest log-weight of the group, as group_log_weights has it, for whole vectors of positions.
   void log_weights(std::span<const float> lse, index_t length, float* weights) const {
@@ -133,7 +146,7 @@ struct CodeLogits {
       std::fill(weights + begin, weights + begin + simd::padded<Isa>(end - begin),
                 -std::numeric_limits<float>::infinity());
       for (index_t r = 0; r < static_cast<index_t>(lse.size()); ++r) {
-        for_each_line(r, begin, end, 1, -lse.data()[r], [weights](index_t i, typename Isa::vec x) {
+        for_each_line(r, begin, end, 1, lse.data()[r], 0, [weights](index_t i, typename Isa::vec x) {
           Isa::store(weights + i, Isa::max(x, Isa::load(weights + i)));
         });
       }
@@ -197,23 +210,25 @@ void scan_rows(const std::uint8_t* codes, index_t blocks, index_t coordinates, c
 template <class Isa>
 class CodeLogSumExp {
  public:
-  /// Positions [begin, end) of row r. Meanwhile `ahead` is fetched, so many bytes a position: memory would be idle.
+  /// Positions [begin, end) of row r, where a stretch begins. Meanwhile `ahead` is fetched, so many bytes a position:
+  /// memory would be idle.
   void add(const CodeLogits<Isa>& logits, index_t r, index_t begin, index_t end, const void* ahead = nullptr,
            index_t bytes = 0) {
     const float largest = logits.largest(r, begin, end);
     const float max = largest <= max_ ? max_ : largest;  // a NaN stays
     // A float's bits are about its logarithm: 2^23 (log2 x + 127), if a little is taken off, and back.
-    constexpr float one = 127 * 8388608.0F - 366393.0F, per_nat = 8388608.0F * 1.44269504F;
+    constexpr float one = 127 * 8388608.0F - 366393.0F, per_nat = 8388608.0F * 1.44269504F, most = 2147483520.0F;
     auto sums = Isa::zero();
     const index_t whole = begin + (end - begin) / Isa::width * Isa::width;
     for (index_t j = begin; j < whole; j += code_stretch) {
       logits.for_each_line(
-          r, j, std::min(j + code_stretch, whole), per_nat,
-          one - max * per_nat, [&](index_t i, typename Isa::vec bits) __attribute__((always_inline)) {
+          r, j, std::min(j + code_stretch, whole), per_nat, max,
+          one, [&](index_t i, typename Isa::vec bits) __attribute__((always_inline)) {
             for (index_t line = 0; line < Isa::width * bytes; line += 64) {
               simd::prefetch_l2(ahead, (i - begin) * bytes + line);
             }
-            sums = Isa::add(sums, Isa::from_bits(Isa::max(bits, Isa::zero())));
+            bits = Isa::min(Isa::max(bits, Isa::zero()), Isa::broadcast(most));
+            sums = Isa::add(sums, Isa::from_bits(bits));
           });
     }
     float sum = Isa::reduce_add(sums);
@@ -221,8 +236,8 @@ class CodeLogSumExp {
     sum_ = sum_ * std::exp(max_ - max) + sum;
     max_ = max;
   }
-  /// NaN if a logit is none.
-  float value() const { return max_ + std::log(sum_); }
+  /// NaN if a logit is none. (The largest one's share is 1, even where logits are so large that it was rounded away.)
+  float value() const { return max_ + std::log(sum_ < 1 ? 1.0F : sum_); }
 
  private:
   float max_ = std::numeric_limits<float>::lowest();

@@ -87,8 +87,8 @@ inline void top_k_of_few(std::span<const float> ranks, index_t count, index_t ab
 /// Bisection over all floats by their order keys, sped up: a sample says where to begin, a guess goes where the count
 /// would be if ranks lay evenly (every third halves what is left), and the last few are sorted. Of 32768 ranks 8 passes
 /// in place of 30, each 16 floats in two instructions, with no branch that depends on the data. Where vectors can be
-/// compressed, what is left after the sample is gathered, and the others pass over that alone. What ends it are keys,
-/// whole numbers: it ends where the host has denormal floats flushed to zero, too.
+/// compressed, what is left is gathered once that is at most 4096, and the other passes go over that alone. What ends
+/// it are keys, whole numbers: it ends where the host has denormal floats flushed to zero, too.
 template <class Isa>
 class KthSearch {
  public:

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "recycled/schedule/schedule.hpp"
+#include "recycled/types/archive.hpp"
 
 namespace recycled::inline RECYCLED_ABI {
 
@@ -32,6 +33,22 @@ class Budget {
     const auto full = static_cast<double>(full_.load(std::memory_order_relaxed));
     return full > 0 ? static_cast<double>(read_.load(std::memory_order_relaxed)) / full : 0;
   }
+  /// Writes what was read so far, and the loss that it led to: the states of those that share the budget don't hold it.
+  void save(std::ostream& stream) const {
+    detail::StateWriter io(stream);
+    transfer(io, *this);
+  }
+  /// Goes on from there, with the share that this budget has. Throws as LayerAttention::load.
+  void load(std::istream& stream) {
+    Budget loaded(share_);
+    detail::StateReader io(stream);
+    transfer(io, loaded);
+    loss_ = loaded.loss_.load();
+    read_ = loaded.read_.load();
+    full_ = loaded.full_.load();
+    steps_ = loaded.steps_.load();
+    layers_ = loaded.layers_.load();
+  }
   /// One step of a layer was made.
   void account(const Cost& cost) noexcept {
     constexpr auto relaxed = std::memory_order_relaxed;
@@ -54,6 +71,24 @@ class Budget {
   }
 
  private:
+  template <class Io, class Self>
+  static void transfer(Io& io, Self& budget) {
+    float loss = budget.loss_;
+    std::uint64_t read = budget.read_, full = budget.full_, steps = budget.steps_;
+    index_t layers = budget.layers_;
+    io.begin("budget");
+    io.plain(loss, read, full, steps);
+    io.count(layers, 1, index_t{1} << 20, "layers that share a budget");
+    detail::require(loss >= least_loss && loss <= most_loss, "saved state: loss", loss, "1e-4 to 1.5");
+    io.end("the budget");
+    if constexpr (Io::loads) {
+      budget.loss_ = loss;
+      budget.read_ = read;
+      budget.full_ = full;
+      budget.steps_ = steps;
+      budget.layers_ = layers;
+    }
+  }
   static constexpr double rate = 0.3;  // for a token in all its layers: settles within some ten of them
   static constexpr float least_loss = 1e-4F;
   static constexpr float most_loss = 1.5F;  // what nobody can lose

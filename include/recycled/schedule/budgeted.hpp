@@ -45,6 +45,10 @@ struct Budgeted {
     head.turn += news * (head.last_turn - head.turn);
   }
   void spent(const Cost& cost) noexcept { budget->account(cost); }
+  template <class Io>
+  void transfer(Io& io) {
+    io(heads);
+  }
   void validate() const {
     detail::require(budget != nullptr, "Budgeted.budget", "nullptr", "a budget: std::make_shared<Budget>(share)");
     detail::require(longest >= 1, "Budgeted.longest", longest, "at least 1");

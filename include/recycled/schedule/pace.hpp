@@ -6,6 +6,7 @@
 #include <span>
 
 #include "recycled/schedule/schedule.hpp"
+#include "recycled/types/archive.hpp"
 #include "recycled/types/memory.hpp"
 #include "recycled/types/shape.hpp"
 
@@ -32,6 +33,7 @@ class Pace {
     }
   }
   const Policy& schedule() const noexcept { return schedule_; }
+  const Policy& initial() const noexcept { return initial_; }
 
   /// The prompt ends here, with these queries of its last token: that counts as a full step of all heads.
   void begin(std::span<const float> queries) noexcept {
@@ -100,6 +102,15 @@ class Pace {
     std::fill(ages_.begin(), ages_.end(), index_t{0});
     std::fill(full_queries_.begin(), full_queries_.end(), 0.0F);
     step_ = 0;
+  }
+
+  template <class Io>
+  void transfer(Io& io) {
+    io.count(step_, 0, detail::most_positions, "steps");
+    for (index_t& age : ages_) io.count(age, 0, detail::most_positions, "age of a set");
+    io.array(full_queries_.data(), full_queries_.size());
+    io.learnt(schedule_, "schedule");
+    if constexpr (Io::loads && requires { schedule_.reserve(shape_.kv_heads); }) schedule_.reserve(shape_.kv_heads);
   }
 
  private:

@@ -55,6 +55,7 @@ struct Cost {
 ///     void spent(const Cost&)               after every step of the layer; must not throw
 ///     void reserve(index_t kv_heads)        once a layer is made: for how many heads it will be asked; may throw
 ///     void validate() const                 throws std::invalid_argument for parameters that mean nothing
+///     void transfer(Io& io)                 names what was learnt, to be saved, see Learnt
 ///     static constexpr bool recycles = false  promises to answer `full` always: no recycle cache is kept
 template <class S>
 concept Schedule = detail::Value<S> && requires(S& schedule, const StepInfo& info) {

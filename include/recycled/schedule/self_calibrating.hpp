@@ -40,6 +40,10 @@ struct SelfCalibrating {
     // Both steps cancel when `late` of the refreshes were late.
     t = std::clamp(t + (was_late ? step * (1 - late) : -step * late), 0.0F, highest_threshold);
   }
+  template <class Io>
+  void transfer(Io& io) {
+    io(thresholds);
+  }
   void validate() const {
     detail::require(late > 0 && late < 1, "SelfCalibrating.late", late, "between 0 and 1");
     detail::require(stale >= 0 && stale <= 1, "SelfCalibrating.stale", stale, "0 to 1");

@@ -38,6 +38,10 @@ struct HeavyHitters {
   }
   void reserve(index_t length) { gathered.reserve(length); }
   void truncate(index_t length) noexcept { gathered.truncate(length); }
+  template <class Io>
+  void transfer(Io& io) {
+    io(gathered.sums);
+  }
   void validate() const {
     detail::require(recent >= 1, "HeavyHitters.recent", recent, "at least 1; half of the capacity is usual");
     detail::require(observation_window >= 1, "HeavyHitters.observation_window", observation_window, "at least 1");

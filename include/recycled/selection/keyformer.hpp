@@ -73,10 +73,15 @@ struct Keyformer {
     gathered.truncate(length);
     prompt = std::min(prompt, length);
   }
+  template <class Io>
+  void transfer(Io& io) {
+    io(gathered.sums, prompt);
+  }
   void validate() const {
     detail::require(recent >= 1, "Keyformer.recent", recent, "at least 1; a quarter of the capacity is usual");
     detail::require(observation_window >= 1, "Keyformer.observation_window", observation_window, "at least 1");
     detail::require(tokens >= 1, "Keyformer.tokens", tokens, "at least 1");
+    detail::require(prompt >= 0, "Keyformer.prompt", prompt, "0 or more");
   }
 
  private:

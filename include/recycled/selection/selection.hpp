@@ -38,6 +38,7 @@ inline constexpr float newcomer_rank = std::numeric_limits<float>::max();
 ///                                            after a recycled step, before an entry leaves; may change ranks
 ///     void reserve(index_t length)          before a step over so many positions, on the caller's thread; may throw
 ///     void truncate(index_t length)         positions from `length` on are gone; must not throw
+///     void transfer(Io& io)                 names what it remembers, to be saved, see Learnt
 ///     void validate() const                 throws std::invalid_argument
 template <class S>
 concept Selection = detail::Value<S> && requires(S& selection, const Scores& scores, std::span<float> ranks) {

@@ -37,6 +37,10 @@ struct TopK {
   void truncate(index_t length) noexcept {
     if (static_cast<index_t>(scores.size()) > length) scores.resize(static_cast<std::size_t>(length));
   }
+  template <class Io>
+  void transfer(Io& io) {
+    io(scores);
+  }
   void validate() const {
     detail::require(memory >= 0 && memory < 1, "TopK.memory", memory, "0 to less than 1");
     detail::require(pool >= 1 && pool % 2 == 1, "TopK.pool", pool, "an odd number");

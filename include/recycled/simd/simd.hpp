@@ -67,6 +67,7 @@ typename Isa::vec load_first(const T* row, index_t i, index_t n) {
 template <class Isa>
 inline constexpr bool gathers = requires(const float* from, const index_t* at) {
   Isa::template gather<0>(from, at);
+  Isa::gather_sums(static_cast<const std::int16_t*>(nullptr), at);
 };
 
 /// Whether lanes of a mask can be brought together: Isa::append.

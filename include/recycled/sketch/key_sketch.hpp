@@ -15,6 +15,7 @@
 #include "recycled/kernels/score_tile.hpp"
 #include "recycled/kernels/workspace.hpp"
 #include "recycled/sketch/axes.hpp"
+#include "recycled/types/archive.hpp"
 #include "recycled/types/kv_view.hpp"
 #include "recycled/types/memory.hpp"
 
@@ -126,6 +127,34 @@ class KeySketch {
   void clear() noexcept {
     for (Head& h : heads_) h.length = h.built_length = h.built_queries = 0;
     seen_ = 0;
+  }
+
+  /// Of a layer that has `length` positions. Axes and means go without what pads them for this machine's vectors.
+  template <class Io>
+  void transfer(Io& io, index_t length) {
+    io.count(seen_, 0, detail::most_positions, "queries seen");
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      io.array(seen_of(g), std::min(seen_, seen_tokens) * group_size());
+      Head& h = head(g);
+      index_t coded = built(g) ? h.length : 0;
+      io.count(coded, 0, length, "positions of the sketch");
+      io.count(h.built_length, 0, detail::most_positions, "positions of its axes");
+      io.count(h.built_queries, 0, detail::most_positions, "queries of its axes");
+      if (!built(g)) continue;  // nor is anything coded, as far as anybody asks
+      io.array(inverses_.data() + g * coordinates_, coordinates_);
+      for (index_t c = g * coordinates_; c < (g + 1) * coordinates_; ++c) {
+        io.array(key_axes_.data() + c * row_stride_, shape_.head_dim);
+        io.array(query_axes_.data() + c * row_stride_, shape_.head_dim);
+      }
+      // A stretch at a time, so that memory is taken for what there is.
+      for (index_t begin = 0; begin < std::max(coded, index_t{1}); begin += kernels::code_stretch) {
+        if constexpr (Io::loads) reserve(begin + kernels::code_stretch);
+        io.array(mean(g, begin / kernels::code_stretch), shape_.head_dim);
+        kernels::for_each_code_run(h.codes.data(), coordinates_, begin, std::min(begin + kernels::code_stretch, coded),
+                                   [&](std::uint8_t* codes, index_t bytes) { io.array(codes, bytes); });
+      }
+      if constexpr (Io::loads) h.length = coded;
+    }
   }
 
   /// The logits of the group's packed query rows at positions [0, length), in `sums` (see CodeLogits), and their

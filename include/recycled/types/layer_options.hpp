@@ -51,6 +51,22 @@ LayerOptions checked(LayerOptions options, const Shape& shape) {
   return options;
 }
 
+/// What a saved state and the layer that it is loaded into have in common. `options` are checked.
+template <class Io>
+void agree(Io& io, const Shape& shape, const LayerOptions& options) {
+  io.same(shape.query_heads, "Shape.query_heads");
+  io.same(shape.kv_heads, "Shape.kv_heads");
+  io.same(shape.head_dim, "Shape.head_dim");
+  io.same(shape.value_dim, "Shape.value_dim");
+  io.same(options.capacity, "LayerOptions.capacity");
+  io.same(options.layer, "LayerOptions.layer");
+  io.same(options.attention.scale, "AttentionOptions.scale");
+  io.same(options.attention.soft_cap, "AttentionOptions.soft_cap");
+  io.same(options.attention.window, "AttentionOptions.window");
+  io.same(options.attention.sinks, "AttentionOptions.sinks");
+  io.same(options.sketch.coordinates, "SketchOptions.coordinates");
+}
+
 inline void require_size(std::size_t size, index_t expected, std::string_view name, std::string_view what) {
   require(static_cast<index_t>(size) == expected, name, size, [&] { return text(expected, " = ", what); });
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <string_view>
 
 #include "recycled/types/config.hpp"
 
@@ -32,6 +33,13 @@ template <Scalar T>
 inline constexpr index_t values_per_element = 1;
 template <>
 inline constexpr index_t values_per_element<q8_0> = q8_0::block;
+
+/// f32, f16, bf16 or q8_0.
+template <Scalar T>
+inline constexpr std::string_view type_name = std::same_as<T, float>      ? "f32"
+                                              : std::same_as<T, half>     ? "f16"
+                                              : std::same_as<T, bfloat16> ? "bf16"
+                                                                          : "q8_0";
 
 namespace detail {
 

@@ -29,7 +29,7 @@ struct AttentionOptions {
 
 namespace detail {
 
-/// Far more than any context, and far from overflow once multiplied by a dimension.
+/// Far more than any context. Times a dimension it may be more than 2^63: such products are checked.
 inline constexpr index_t most_positions = index_t{1} << 40;
 
 /// `shape` with value_dim filled in. Throws std::invalid_argument for a shape that no layer of T can have.

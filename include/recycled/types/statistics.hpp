@@ -40,6 +40,12 @@ struct HeadStatistics {
     return *this;
   }
   friend bool operator==(const HeadStatistics&, const HeadStatistics&) = default;
+
+  template <class Io>
+  void transfer(Io& io) {
+    io.plain(full_steps, recycled_steps, sketched_steps, rows_read, bytes_read, bytes_full, measured, retained_mass,
+             checked, sketched_mass);
+  }
 };
 
 /// One layer: an entry for each KV head.

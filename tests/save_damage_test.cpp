@@ -1,0 +1,193 @@
+// A state that is cut short, damaged, of another layer or made to harm is refused, and nothing has changed.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <sstream>
+
+#include "reference/feed.hpp"
+#include "reference/messages.hpp"
+
+namespace {
+
+using namespace recycled;
+using reference::Tokens;
+
+constexpr ModelShape model{1, {4, 2, 16}};
+constexpr LayerOptions options{.capacity = 12, .sketch = {.coordinates = 4}};
+using Small = Decoder<half, SelfCalibrating>;
+
+Small make() { return {model, options, {}, {.pool = 1}}; }
+
+template <class Saved>
+std::string saved(const Saved& one) {
+  std::ostringstream stream;
+  one.save(stream);
+  return std::move(stream).str();
+}
+/// One that has seen a prompt and some steps.
+Small used(std::uint64_t seed, index_t prompt) {
+  Small decoder = make();
+  Tokens tokens(model.layer, seed);
+  reference::prefill(decoder, tokens.next(prompt));
+  reference::decode(decoder, tokens.next(20));
+  return decoder;
+}
+
+template <class Loaded>
+std::string error_of(Loaded& decoder, const std::string& state) {
+  std::istringstream stream(state);
+  return message_of([&] { decoder.load(stream); });
+}
+
+TEST(SavedState, CutShortAnywhereIsRefused) {
+  const std::string state = saved(used(1, 40));
+  Small decoder = used(2, 20);
+  const std::string before = saved(decoder);
+  for (std::size_t size = 0; size < state.size(); ++size) {
+    ASSERT_NE(error_of(decoder, state.substr(0, size)).find("it is cut short"), std::string::npos) << size;
+  }
+  EXPECT_TRUE(saved(decoder) == before);
+  EXPECT_EQ(error_of(decoder, state), "");
+  EXPECT_TRUE(saved(decoder) == state);
+}
+
+TEST(SavedState, WithAnyByteChangedIsRefused) {
+  const std::string state = saved(used(1, 40));
+  Small decoder = used(2, 20);
+  const std::string before = saved(decoder);
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    std::string damaged = state;
+    damaged[i] = static_cast<char>(damaged[i] ^ (1 << i % 8));
+    ASSERT_EQ(error_of(decoder, damaged).substr(0, 10), "recycled: ") << i;
+  }
+  EXPECT_TRUE(saved(decoder) == before);
+}
+
+TEST(SavedState, OfAnotherDecoderIsRefusedByName) {
+  const std::string state = saved(used(1, 40));
+  const auto expect = [&](auto other, const std::string& message) { EXPECT_EQ(error_of(other, state), message); };
+  expect(Decoder<bfloat16, SelfCalibrating>{model, options},
+         "recycled: saved state: KV type = another, expected bf16, as here");
+  expect(Decoder<half, SelfCalibrating, TopK, bfloat16>{model, options},
+         "recycled: saved state: type of recycled rows = another, expected bf16, as here");
+  expect(Small{{2, model.layer}, options}, "recycled: saved state: ModelShape.layers = 1, expected 2, as here");
+  expect(Small{{1, {4, 1, 16}}, options}, "recycled: saved state: Shape.kv_heads = 2, expected 1, as here");
+  expect(Small{{1, {4, 2, 32}}, options}, "recycled: saved state: Shape.head_dim = 16, expected 32, as here");
+  expect(Small{model, {.capacity = 13}}, "recycled: saved state: LayerOptions.capacity = 12, expected 13, as here");
+  expect(Small{model, {.capacity = 12, .attention = {.soft_cap = 5}}},
+         "recycled: saved state: AttentionOptions.soft_cap = 0, expected 5, as here");
+  expect(Small{model, {.capacity = 12}}, "recycled: saved state: SketchOptions.coordinates = 4, expected 0, as here");
+  expect(Decoder<half, FixedStride>{model, options},
+         "recycled: saved state: size of the schedule = 16, expected that of the one here");
+  expect(Decoder<half, AlwaysFull>{model, options},
+         "recycled: saved state: whether the schedule recycles = 1, expected 0, as here");
+}
+
+TEST(SavedState, IsNotAnyFile) {
+  Small decoder = make();
+  EXPECT_EQ(error_of(decoder, "GGUF and some more"),
+            "recycled: saved state: first bytes = another, expected recycled, as here");
+  EXPECT_EQ(error_of(decoder, saved(used(1, 40).layer(0))),
+            "recycled: saved state: kind = another, expected decoder, as here");
+  std::string other = saved(decoder);
+  const std::uint32_t swapped = 0x04030201, newer = 7;
+  std::memcpy(other.data() + 16, &swapped, 4);
+  EXPECT_EQ(error_of(decoder, other).substr(0, 34), "recycled: saved state: byte order ");
+  other = saved(decoder);
+  std::memcpy(other.data() + 20, &newer, 4);
+  EXPECT_EQ(error_of(decoder, other), "recycled: saved state: version = 7, expected 1, as here");
+}
+
+TEST(SavedState, IsNotWrittenToAStreamThatFails) {
+  std::ostringstream stream;
+  stream.setstate(std::ios::badbit);
+  const Small decoder = used(1, 40);
+  EXPECT_EQ(message_of([&] { decoder.save(stream); }),
+            "recycled: save: stream = failed, expected one that takes what is written");
+}
+
+/// With a checksum that is right for what was changed.
+std::string signed_again(std::string state) {
+  detail::Checksum sum;
+  sum.add(state.data(), state.size() - sizeof(std::uint64_t));
+  const std::uint64_t value = sum.value();
+  std::memcpy(state.data() + state.size() - sizeof value, &value, sizeof value);
+  return state;
+}
+
+/// What is refused changes nothing, and what is taken can be worked with: no state leads out of bounds (which the
+/// sanitizers see), or to more memory than it is long.
+TEST(SavedState, MadeToHarmDoesNone) {
+  reference::Random random(3);
+  const std::vector<std::int64_t> extremes{-1,
+                                           0,
+                                           1,
+                                           2,
+                                           12,
+                                           13,
+                                           59,
+                                           60,
+                                           61,
+                                           64,
+                                           1000,
+                                           index_t{1} << 31,
+                                           index_t{1} << 40,
+                                           (index_t{1} << 40) + 1,
+                                           INT64_MAX,
+                                           INT64_MIN,
+                                           INT64_MAX - 1,
+                                           0x7FC00000,
+                                           0x7F800000FF800000};
+  Small decoder = used(2, 20);
+  const std::string before = saved(decoder);
+  const std::string states[] = {saved(used(1, 40)), saved(make()), saved([] {
+                                  Small chosen = make();
+                                  Tokens tokens(model.layer, 4);
+                                  reference::prefill(chosen, tokens.next(30));
+                                  chosen.choose_positions(0, std::vector<index_t>{1, 2, 3, 4});
+                                  return chosen;
+                                }())};
+  ASSERT_TRUE(signed_again(states[0]) == states[0]);
+  Tokens tokens(model.layer, 5);
+  int taken = 0;
+  for (const std::string& state : states) {
+    for (std::size_t place = 24; place + 16 <= state.size(); place += 4) {
+      for (int i = 0; i < 4; ++i) {
+        std::string harmful = state;
+        const std::int64_t value =
+            extremes[static_cast<std::size_t>(random.between(0, static_cast<index_t>(extremes.size()) - 1))];
+        std::memcpy(harmful.data() + place, &value, random.between(0, 1) == 0 ? 4 : 8);
+        const std::string error = error_of(decoder, signed_again(harmful));
+        if (!error.empty()) {
+          ASSERT_EQ(error.substr(0, 9), "recycled:");
+          continue;
+        }
+        ++taken;
+        reference::decode(decoder, tokens.next(6));
+        decoder.rollback(3);
+        reference::prefill(decoder, tokens.next(2));
+        reference::decode(decoder, tokens.next(3));
+        decoder = used(2, 20);
+      }
+    }
+    EXPECT_TRUE(saved(decoder) == before);
+  }
+  EXPECT_GT(taken, 100);
+}
+
+TEST(SavedState, OfABudgetIsCheckedToo) {
+  Budget budget(0.2F);
+  budget.account({0, 100, 1000});
+  const std::string state = saved(budget);
+  Budget other(0.2F);
+  for (std::size_t size = 0; size < state.size(); ++size) EXPECT_NE(error_of(other, state.substr(0, size)), "");
+  std::string harmful = state;
+  const float loss = -1;
+  std::memcpy(harmful.data() + 24, &loss, sizeof loss);
+  EXPECT_EQ(error_of(other, harmful), "recycled: saved state: loss = -1, expected 1e-4 to 1.5");
+  EXPECT_EQ(other.spent(), 0);
+  EXPECT_EQ(error_of(other, state), "");
+  EXPECT_EQ(other.spent(), 0.1);
+}
+
+}  // namespace
