@@ -65,7 +65,8 @@ class Lockstep {
       : decoder_({layers, options.shape}, {options.capacity, 0, options.attention}, policy,
                  {.memory = static_cast<float>(options.memory),
                   .pool = options.pool,
-                  .observation_window = options.observation_window}) {
+                  .observation_window = options.observation_window}),
+        schedule_(schedule) {
     Options checked = options;
     checked.shape = recycled::detail::checked<T>(options.shape);
     for (index_t i = 0; i < layers; ++i) {
@@ -106,6 +107,11 @@ class Lockstep {
     }
   }
 
+  void clear() {
+    decoder_.clear();
+    for (index_t i = 0; i < layers; ++i) models_[at(i)] = Layer(models_[at(i)].options(), schedule_);
+  }
+
   void rollback(index_t count) {
     SCOPED_TRACE(where("rollback of " + std::to_string(count), 0));
     decoder_.rollback(count);
@@ -123,6 +129,7 @@ class Lockstep {
   }
 
   Decoder decoder_;
+  Schedule schedule_;
   std::vector<Layer> models_;
   std::vector<Tokens> tokens_;
 };

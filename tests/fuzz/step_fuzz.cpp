@@ -1,0 +1,104 @@
+// Layers of any shape and option over rows and queries of any bits: nothing is read or written that should not be, sets
+// hold what they may, and what is no number stays in its KV head.
+#include <algorithm>
+#include <cmath>
+#include <recycled/recycled.hpp>
+
+#include "fuzz/fuzz.hpp"
+
+namespace {
+
+using namespace recycled;
+using fuzz::Bytes;
+using fuzz::check;
+
+constexpr index_t most = 40;
+
+bool tame(const float* values, index_t count, float largest = 1000) {
+  return std::all_of(values, values + count, [largest](float x) { return std::abs(x) <= largest; });
+}
+
+template <Scalar T, class Policy>
+void steps(Bytes& bytes, const Policy& policy) {
+  const index_t block = values_per_element<T>, kv_heads = bytes.between(1, 2);
+  const Shape shape{kv_heads * bytes.between(1, 3), kv_heads, block * bytes.between(1, block > 1 ? 2 : 20)};
+  LayerOptions options{.capacity = bytes.between(1, 12)};
+  if (bytes.between(0, 2) == 0)
+    options.attention = {.soft_cap = 5, .window = bytes.between(1, 20), .sinks = bytes.between(0, 3)};
+  if (bytes.between(0, 1) == 0)
+    options.sketch = {.coordinates = 4 * bytes.between(1, 3), .full_every = bytes.between(1, 4)};
+  LayerAttention<T, Policy> layer{shape,
+                                  options,
+                                  policy,
+                                  {.memory = bytes.between(0, 1) == 0 ? 0 : 0.5F,
+                                   .pool = 1 + 2 * bytes.between(0, 2),
+                                   .observation_window = bytes.between(1, 3)}};
+  const index_t row = shape.kv_heads * shape.head_dim;
+  std::vector<float> keys, values;
+  Array<T> stored_keys(most * row / block), stored_values(most * row / block);
+  std::vector<bool> sound(static_cast<std::size_t>(kv_heads), true);  // heads that have seen tame numbers alone
+  while (!bytes.empty() && layer.length() + 1 < most) {
+    const index_t length = layer.length() + 1;
+    if (bytes.between(0, 9) == 0 && length > 1) {
+      layer.rollback(bytes.between(0, layer.length()));
+      continue;
+    }
+    const std::vector<float> key = bytes.numbers(row), value = bytes.numbers(row),
+                             query = bytes.numbers(shape.query_size());
+    encode(key.data(), row, stored_keys.data() + (length - 1) * row / block);
+    encode(value.data(), row, stored_values.data() + (length - 1) * row / block);
+    const auto view = KvView<T>::position_major(stored_keys.data(), stored_values.data(), shape, length);
+    std::vector<float> out(query.size(), std::nanf(""));
+    if (bytes.between(0, 7) == 0) {
+      layer.prefill(query, view, out);
+    } else {
+      layer.step(query, view, out);
+    }
+    const index_t group = shape.group() * shape.head_dim;
+    for (index_t g = 0; g < kv_heads; ++g) {
+      const auto head = static_cast<std::size_t>(g);
+      sound[head] = sound[head] && tame(key.data() + g * shape.head_dim, shape.head_dim) &&
+                    tame(value.data() + g * shape.head_dim, shape.head_dim) && tame(query.data() + g * group, group);
+      check(!sound[head] || tame(out.data() + g * group, group, 1001),
+            "a head that sees numbers gives numbers, no larger than its values");
+      const std::vector<index_t> held = layer.recycled_positions(g);
+      check(static_cast<index_t>(held.size()) <= options.capacity, "sets hold at most K");
+      check(std::adjacent_find(held.begin(), held.end(), std::greater_equal<>()) == held.end(), "positions ascend");
+      check(held.empty() || (held.front() >= 0 && held.back() < length), "positions are those of the cache");
+    }
+  }
+}
+
+template <Scalar T>
+void with_any_schedule(Bytes& bytes) {
+  switch (bytes.between(0, 3)) {
+    case 0:
+      return steps<T>(bytes, FixedStride{bytes.between(1, 6)});
+    case 1:
+      return steps<T>(bytes, QuerySimilarity{bytes.between(1, 4), 0.5F});
+    case 2:
+      return steps<T>(bytes, SelfCalibrating{.longest = bytes.between(1, 10)});
+    default:
+      return steps<T>(bytes, AlwaysFull{});
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  Bytes bytes(data, size);
+  switch (bytes.between(0, 3)) {
+    case 0:
+      with_any_schedule<float>(bytes);
+      break;
+    case 1:
+      with_any_schedule<half>(bytes);
+      break;
+    case 2:
+      with_any_schedule<bfloat16>(bytes);
+      break;
+    default:
+      with_any_schedule<q8_0>(bytes);
+  }
+  return 0;
+}

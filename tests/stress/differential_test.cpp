@@ -1,0 +1,176 @@
+// Layers of any shape, type, layout, option and schedule against the oracle, a new one for every case.
+#include <gtest/gtest.h>
+
+#include <recycled/recycled.hpp>
+
+#include "reference/random.hpp"
+#include "stress/effort.hpp"
+
+namespace {
+
+using namespace recycled;
+using reference::index_t;
+using reference::Random;
+using reference::Rows;
+
+/// A KV head is refreshed whenever a coin says so.
+struct Coin {
+  static constexpr bool per_head = true;
+  Random random{1};
+  index_t of = 3;
+  StepKind decide(const StepInfo& /*info*/) { return random.between(1, of) == 1 ? StepKind::full : StepKind::recycled; }
+};
+
+template <class N>
+N any_of(Random& random, std::initializer_list<N> values) {
+  return values.begin()[random.between(0, static_cast<index_t>(values.size()) - 1)];
+}
+
+std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+/// A layer, rows that it may read and the steps that it takes.
+template <Scalar T, Scalar R>
+class Case {
+ public:
+  explicit Case(Random& random)
+      : random_(random),
+        shape_(any_shape()),
+        attention_(any_attention()),
+        prompt_(random.between(1, any_of<index_t>(random, {3, 60, 60, 200}))),
+        cache_(Cache::random(shape_, prompt_ + steps, random, any_layout())),
+        layer_(shape_, any_options(),
+               Coin{Random(static_cast<std::uint64_t>(random.between(0, 1 << 30))), random.between(1, 6)},
+               TopK{.pool = any_of<index_t>(random, {1, 1, 3, 7})}) {
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      keys_.push_back(cache_.keys(g));
+      values_.push_back(cache_.values(g));
+    }
+  }
+
+  /// How many outputs of a KV head were compared.
+  long run() {
+    if (random_.between(0, 2) > 0) layer_.observe(query(random_.between(1, prompt_)), prompt_);
+    for (index_t length = prompt_ + 1; length <= prompt_ + steps && !testing::Test::HasFailure(); ++length)
+      step(length);
+    return compared_;
+  }
+
+ private:
+  static constexpr index_t steps = 5;
+  using Cache = reference::Cache<T>;
+
+  Shape any_shape() {
+    const index_t kv_heads = random_.between(1, 4), block = values_per_element<T>;
+    const auto dim = [&] {
+      const index_t any =
+          any_of<index_t>(random_, {random_.between(1, 20), random_.between(1, 80), 46, 64, 80, 96, 128});
+      return (any + block - 1) / block * block;
+    };
+    Shape shape{kv_heads * any_of<index_t>(random_, {1, 1, 2, 3, 4, 5, 8, 11}), kv_heads, dim()};
+    shape.value_dim = random_.between(0, 3) == 0 ? dim() : shape.head_dim;
+    return shape;
+  }
+  AttentionOptions any_attention() {
+    AttentionOptions options;
+    if (random_.between(0, 3) == 0) options.scale = any_of(random_, {0.02F, 0.5F, 1.0F});
+    if (random_.between(0, 3) == 0) options.soft_cap = any_of(random_, {1.0F, 30.0F});
+    if (random_.between(0, 2) == 0) {
+      options.window = random_.between(1, 90);
+      options.sinks = random_.between(0, 5);
+    }
+    return options;
+  }
+  LayerOptions any_options() {
+    LayerOptions options{.capacity = random_.between(1, prompt_ + 4), .attention = attention_};
+    if (random_.between(0, 1) == 0)
+      options.sketch = {.coordinates = 4 * random_.between(1, 8), .full_every = random_.between(1, 9)};
+    if (random_.between(0, 1) == 0) options.max_length = prompt_ + steps;
+    return options;
+  }
+  reference::Layout any_layout() {
+    return {.position_major = random_.between(0, 1) == 0,
+            .padding = any_of<index_t>(random_, {0, 0, 1, 7}),
+            .offset = any_of<index_t>(random_, {0, 0, 1, 3}),
+            .room = random_.between(0, 3),
+            .page = any_of<index_t>(random_, {0, 0, 1, 16, 33})};
+  }
+  std::vector<float> query(index_t tokens) {
+    return random_.row(tokens * shape_.query_size(), any_of(random_, {0.1F, 1.0F, 1.0F, 6.0F}));
+  }
+
+  void step(index_t length) {
+    const KvView<T> view = cache_.view(length);
+    layer_.prepare(view);
+    std::vector<std::vector<index_t>> held;
+    for (index_t g = 0; g < shape_.kv_heads; ++g) held.push_back(layer_.recycled_positions(g));
+    const std::vector<float> asked = query(1);
+    std::vector<float> out(at(shape_.query_heads * shape_.value_dim));
+    layer_.step(asked, view, out);
+    const std::vector<index_t> visible = reference::seen_by(length - 1, attention_);
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      const StepKind kind = layer_.last_step(g);
+      std::vector<index_t> read = visible;
+      if (kind == StepKind::sketched) read = layer_.recycled_positions(g);
+      if (kind == StepKind::recycled) {
+        read = held[at(g)];
+        read.push_back(length - 1);
+        std::erase_if(read, [&](index_t p) { return !std::binary_search(visible.begin(), visible.end(), p); });
+      }
+      // A set from which nothing is missing is read where it came from, unrounded.
+      const bool rounded = kind == StepKind::sketched || (kind == StepKind::recycled && read.size() < visible.size());
+      compare(g, asked, out, read, rounded);
+    }
+  }
+  void compare(index_t g, const std::vector<float>& asked, const std::vector<float>& out,
+               const std::vector<index_t>& read, bool rounded) {
+    Rows keys(keys_[at(g)].size()), values(keys.size());
+    for (const index_t p : read) {
+      const auto row = [&](const Rows& rows) {
+        if constexpr (std::same_as<T, R>) return rows[at(p)];
+        return rounded ? reference::rounded<R>(rows[at(p)]) : rows[at(p)];
+      };
+      keys[at(p)] = row(keys_[at(g)]);
+      values[at(p)] = row(values_[at(g)]);
+    }
+    values[0].resize(at(shape_.value_dim));
+    for (index_t h = g * shape_.group(); h < (g + 1) * shape_.group(); ++h) {
+      const std::span<const float> one(asked.data() + h * shape_.head_dim, at(shape_.head_dim));
+      ASSERT_TRUE(reference::near({out.data() + h * shape_.value_dim, at(shape_.value_dim)},
+                                  reference::attend(one, keys, values, read, attention_)))
+          << "query head " << h;
+    }
+    ++compared_;
+  }
+
+  Random& random_;
+  Shape shape_;
+  AttentionOptions attention_;
+  index_t prompt_;
+  Cache cache_;
+  LayerAttention<T, Coin, TopK, R> layer_;
+  std::vector<Rows> keys_, values_;  // of each KV head
+  long compared_ = 0;
+};
+
+template <Scalar T, Scalar R = T>
+void run_cases(const char* types) {
+  const long wanted = stress::effort(600);
+  long compared = 0, layers = 0;
+  for (; compared < wanted; ++layers) {
+    const std::uint64_t seed = stress::seed() * 1000003 + static_cast<std::uint64_t>(layers);
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    compared += Case<T, R>(random).run();
+    if (testing::Test::HasFailure()) return;
+  }
+  stress::report(std::string("differential, ") + types, std::to_string(compared) + " steps of KV heads of " +
+                                                            std::to_string(layers) + " layers within the bound");
+}
+
+TEST(Differential, Float) { run_cases<float>("f32"); }
+TEST(Differential, Half) { run_cases<half>("f16"); }
+TEST(Differential, Bfloat16) { run_cases<bfloat16>("bf16"); }
+TEST(Differential, Q8) { run_cases<q8_0>("q8_0"); }
+TEST(Differential, FloatAsHalf) { run_cases<float, half>("f32 as f16"); }
+
+}  // namespace
