@@ -23,10 +23,16 @@ MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*"]
 COSTS = {"rows": "rows read", "bytes_share": "bytes read", "time": "time of a token's decoding"}
 
 
+RECOMMENDED = "self-calibrating:0.15:sketch@1/8"
+
+
 def family(policy):
     """Settings of one kind of policy are joined by a line: 'self-calibrating:0.3:sketch@1/8' is one with a sketch."""
-    parts = policy.partition("@")[0].split(":")
-    return parts[0] + (", sketch" if parts[-1] == "sketch" else "")
+    schedule, _, capacity = policy.partition("@")
+    parts = schedule.split(":")
+    if capacity.startswith("1/"):
+        capacity = f", K = L/{capacity[2:]}"
+    return parts[0] + (", sketch" if parts[-1] == "sketch" else "") + capacity
 
 
 def read(paths):
@@ -75,6 +81,9 @@ def draw(axes, policies):
             axis.plot([mean(lines, cost) for lines in settings], [mean(lines, "loss") for lines in settings],
                       color="#888888" if name in BASELINES else next(colours), marker=MARKERS[i % len(MARKERS)],
                       markersize=6, linewidth=1.5, label=name)
+        if RECOMMENDED in policies:
+            axis.plot(mean(policies[RECOMMENDED], cost), mean(policies[RECOMMENDED], "loss"), color="#000000", marker="o",
+                      markersize=13, fillstyle="none", linestyle="none", label="begin here")
         axis.set_yscale("log")
         axis.set_xlim(left=0)
         axis.set_xlabel(f"{label}, full attention = 1")

@@ -20,7 +20,7 @@ SETTINGS = {
     "fixed_stride": ("fixed-stride:10", "#0072B2", "D", "fixed-stride:10"),
     "query_similarity": ("query-similarity:5:0.85", "#009E73", "^", "query-similarity:5:0.85"),
     "self_calibrating": ("self-calibrating", "#CC79A7", "v", "self-calibrating"),
-    "sketched": ("self-calibrating, sketch", "#D55E00", "P", "self-calibrating:0.5:sketch@1/16"),
+    "sketched": ("self-calibrating, sketch", "#D55E00", "P", "self-calibrating:0.15:sketch@1/8"),
 }
 
 

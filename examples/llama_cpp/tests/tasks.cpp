@@ -194,6 +194,7 @@ void run(const Words& words, Options& options) {
       }
     }
   }
+  progress.clear();
   print(scores, policies, samples);
   if (!options["--json"].empty())
     write(options["--json"], std::filesystem::path(words[0]).filename().string(), scores, samples);
