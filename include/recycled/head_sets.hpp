@@ -86,7 +86,7 @@ class HeadSets {
   /// The first set, by the mean scores of so many queries of the prompt.
   void choose_first(index_t g, const KvView<T>& kv, const Visible& visible, index_t queries,
                     ScoreBoard& scores) noexcept {
-    scores.choose(g, selection(g), visible, kv, ScoreBoard::Source::prompt, cache_, queries);
+    scores.choose(g, selection(g), visible, kv, true, cache_, queries);
   }
   /// A new set by the sketch's logits of the packed `queries`, whose log-sum-exps go to `lse`; the old one is measured
   /// by them. False, and nothing done, if they are no numbers.
@@ -94,8 +94,7 @@ class HeadSets {
                          ScoreBoard& scores) noexcept {
     const auto logits = scan(g, kv, queries, lse, scores);
     if (!is_sound(lse)) return false;
-    scores.score(g, logits, lse, kv.length);
-    replace(g, kv, logits, lse, ScoreBoard::Source::sketch, scores);
+    replace(g, kv, logits, lse, scores, [&] { scores.choose(g, selection(g), logits, lse, kv, cache_); });
     ++heads_[g].sketched;
     return true;
   }
@@ -104,8 +103,9 @@ class HeadSets {
   std::uint64_t refresh_by_step(index_t g, const KvView<T>& kv, const kernels::Queries& queries,
                                 std::span<const float> lse, ScoreBoard& scores) noexcept {
     heads_[g].sketched = 0;
-    scores.score(g, lse, Visible(options_, kv.length - 1));
-    replace(g, kv, scores.logits(g), lse, ScoreBoard::Source::step, scores);
+    const Visible visible(options_, kv.length - 1);
+    scores.score(g, lse, visible);
+    replace(g, kv, scores.logits(g), lse, scores, [&] { scores.choose(g, selection(g), visible, kv, false, cache_); });
     return check_sketch(g, kv, queries, lse, scores);
   }
   /// After a recycled step: one entry leaves, if there are too many. `by_position`: see ScoreBoard::attended.
@@ -223,18 +223,18 @@ class HeadSets {
   kernels::CodeLogits<simd::native> scan(index_t g, const KvView<T>& kv, const kernels::Queries& queries,
                                          std::span<float> lse, ScoreBoard& scores) noexcept {
     sketch_->catch_up(g, kv);
-    return sketch_->scan(g, queries, kv.length, options_.soft_cap, scores.sums(g), scores.stride(), lse);
+    return sketch_->scan(g, queries, kv.length, options_.soft_cap, scores.sketched(g), scores.stride(), lse);
   }
 
-  /// By the scores on the board: what they make of the old set, and a new one.
-  template <class Logits>
-  void replace(index_t g, const KvView<T>& kv, const Logits& by, std::span<const float> lse, ScoreBoard::Source source,
-               ScoreBoard& scores) noexcept {
+  /// What the logits make of the old set, and a new one by choose().
+  template <class Logits, class Choose>
+  void replace(index_t g, const KvView<T>& kv, const Logits& by, std::span<const float> lse, ScoreBoard& scores,
+               const Choose& choose) noexcept {
     Head& head = heads_[g];
     const bool sound = is_sound(lse);
     head.measured = !head.must_refresh && sound;
     if (head.measured) scores.measure_old(g, by, lse, kv.length - 1, cache_);
-    scores.choose(g, selection(g), Visible(options_, kv.length - 1), kv, source, cache_);
+    choose();
     head.must_refresh = !sound;
     if (head.measured) head.retained_mass = scores.retained_mass(g, by, lse, cache_);
   }
@@ -248,6 +248,8 @@ class HeadSets {
     if (!head.checked) return 0;
     const std::span<float> sketched_lse = scores.scratch_of(g);
     const auto logits = scan(g, kv, queries, sketched_lse, scores);
+    head.checked = is_sound(sketched_lse);
+    if (!head.checked) return sketch_bytes(kv.length);
     head.sketched_mass = scores.agreement(g, logits, sketched_lse, lse, kv.length, cache_);
     return sketch_bytes(kv.length);
   }

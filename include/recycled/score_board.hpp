@@ -2,7 +2,6 @@
 // old.
 #pragma once
 
-#include <numbers>
 #include <span>
 
 #include "recycled/cache/recycle_cache.hpp"
@@ -30,15 +29,15 @@ class ScoreBoard {
     grow(chosen_, detail::checked_product(shape.kv_heads, capacity, "recycle cache size"));
     grow(old_mass_, shape.query_heads);
     if (axis_floats == 0) return;
-    grow(sums_, shape.query_heads * room_);
+    grow(sketched_, (shape.query_heads + shape.kv_heads) * room_);
     grow(axes_, shape.kv_heads * axis_floats);
   }
 
   /// Where a step puts the logits of KV head `g`,
   kernels::LogitSink sink(index_t g) noexcept { return {row(g, 0), room_}; }
   kernels::StepLogits<Isa> logits(index_t g) noexcept { return {row(g, 0), room_}; }
-  /// and where a sketch puts its sums: rows of `stride()`, for whole blocks of codes.
-  std::int16_t* sums(index_t g) noexcept { return sums_.data() + g * group_ * room_; }
+  /// and where a sketch puts its own: rows of `stride()`, for whole blocks of codes.
+  std::int16_t* sketched(index_t g) noexcept { return sketched_.data() + g * (group_ + 1) * room_; }
   index_t stride() const noexcept { return room_; }
   /// and where it finds its axes.
   float* axes() noexcept { return axes_.data(); }
@@ -48,11 +47,6 @@ class ScoreBoard {
     for (index_t r = 0; r < group_; ++r) hide(row(g, r), visible);
     logits(g).log_weights(lse, visible.window.end, log_weights(g));
   }
-  /// The same by the logits of a sketch.
-  void score(index_t g, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse, index_t length) noexcept {
-    sketched.log_weights(lse, length, log_weights(g));
-  }
-
   /// Takes the scores of query `i` of `n` prompt queries, which saw `seen` positions, into a mean over all of them;
   /// after the last, which saw `total`, that mean is what choose() goes by.
   void average(index_t g, index_t seen, index_t total, index_t i, index_t n) noexcept {
@@ -63,37 +57,50 @@ class ScoreBoard {
     for (index_t j = 0; j < total; ++j) log_weights(g)[j] = std::log(mean[j]);
   }
 
-  /// Where scores come from: of the prompt's last queries, of a full step, or of a sketch of the keys.
-  enum class Source { prompt, step, sketch };
-
-  /// Replaces the set of KV head `g` by what `selection` makes of the scores, the mean of those of so many queries.
-  /// `view` holds at least the positions seen.
+  /// Replaces the set of KV head `g` by what `selection` makes of the scores, the mean of those of so many queries of
+  /// the prompt, or of a full step. `view` holds at least the positions seen.
   template <Scalar T, Scalar R, Selection Keep>
-  void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, Source source,
+  void choose(index_t g, Keep& selection, const Visible& visible, const KvView<T>& view, bool of_prompt,
               RecycleCache<R>& cache, index_t queries = 1) noexcept {
     const index_t length = visible.window.end;
-    const bool by_scores = detail::ranks_are_scores(selection);
-    const std::span<float> ranked(by_scores ? log_weights(g) : ranks(g), static_cast<std::size_t>(length));
-    if (!by_scores) selection.rank(Scores{{log_weights(g), ranked.size()}, source == Source::prompt, queries}, ranked);
+    const std::span<float> ranked = rank(g, selection, length, of_prompt, queries);
     if (visible.window.begin > visible.sinks.end) {
       // NaN ranks below everything: what can't be seen comes after whatever the selection made of what can.
       for (float& rank : ranked) rank = detail::sane_rank(rank);
     }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
       ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
-    // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
-    // only to one of twice its weight.
-    const float favour = source == Source::sketch && by_scores ? std::numbers::ln2_v<float> : 0;
-    add_to_held(g, favour, cache);
-    if (source == Source::sketch) prefer_ends(ranked);
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
-    add_to_held(g, -favour, cache);
-    if (source == Source::sketch) {
-      chosen.back() = length - 1;  // whatever else ranks at infinity
+    cache.rebuild(
+        g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, length - 1, marks_of(g));
+  }
+  /// The same by the logits of a sketch, over all positions of `view`.
+  template <Scalar T, Scalar R, Selection Keep>
+  void choose(index_t g, Keep& selection, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse,
+              const KvView<T>& view, RecycleCache<R>& cache) noexcept {
+    const index_t length = view.length;
+    const kernels::CodeWeights weights = sketched_weights(sketched, lse, length);
+    if (!detail::ranks_are_scores(selection)) {
+      for (index_t j = 0; j < length; ++j) log_weights(g)[j] = weights.at(j);
+      const std::span<float> ranked = rank(g, selection, length, false, 1);
+      prefer_ends(ranked, newcomer_rank, std::numeric_limits<float>::infinity());
+      const std::span<index_t> chosen = choose_with_last(g, std::span<const float>(ranked));
       ranked.back() = newcomer_rank;
+      cache.rebuild(
+          g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, length - 1, marks_of(g));
+      return;
     }
-    cache.rebuild(g, chosen, ranked, view, length - 1, marks_of(g));
+    // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
+    // only to one of twice its weight.
+    cache.close_gap(g);
+    for (const index_t p : cache.positions(g)) weights.first[p] += weights.favour;
+    const std::span<index_t> chosen = choose_by(g, weights, length);
+    for (const index_t p : cache.positions(g)) weights.first[p] -= weights.favour;
+    const auto rank_of = [&](index_t p) {
+      return p < first_positions() || p == length - 1 ? newcomer_rank : weights.at(p);
+    };
+    cache.rebuild(g, chosen, rank_of, view, length - 1, marks_of(g));
   }
 
   /// The set of KV head `g` for the step of the token at `own` is what the host hands over: `scores` of all positions
@@ -107,7 +114,8 @@ class ScoreBoard {
       ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
     const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size() - 1));
     kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
-    cache.rebuild(g, chosen, ranked, view, own, marks_of(g));
+    cache.rebuild(
+        g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, own, marks_of(g));
   }
   /// The same by positions, which are checked: those that it may see are its set, and the first one counts most.
   template <Scalar T, Scalar R>
@@ -123,7 +131,8 @@ class ScoreBoard {
     }
     const std::span<index_t> chosen = chosen_of(g, count);
     std::sort(chosen.begin(), chosen.end());
-    cache.rebuild(g, chosen, ranked, view, own, marks_of(g));
+    cache.rebuild(
+        g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, own, marks_of(g));
   }
   /// One of these positions of KV head `g` that comes twice, or -1; negative ones don't count.
   index_t repeated(index_t g, std::span<const index_t> positions) noexcept {
@@ -173,12 +182,8 @@ class ScoreBoard {
   template <Scalar R>
   float agreement(index_t g, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse,
                   std::span<const float> true_lse, index_t length, const RecycleCache<R>& cache) noexcept {
-    sketched.log_weights(lse, length, log_weights(g));
-    const std::span<float> ranked(log_weights(g), static_cast<std::size_t>(length));
-    prefer_ends(ranked);
-    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, length));
-    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
-    chosen.back() = length - 1;
+    const kernels::CodeWeights weights = sketched_weights(sketched, lse, length);
+    const std::span<const index_t> chosen = choose_by(g, weights, length);
     float least = 1;
     for (index_t r = 0; r < group_; ++r) {
       const float share = logits(g).mass(r, true_lse.data()[r], chosen, ranks(g)) /
@@ -207,8 +212,6 @@ class ScoreBoard {
   }
 
  private:
-  static constexpr index_t first_positions = 4;
-
   float* row(index_t g, index_t r) noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
   float* log_weights(index_t g) noexcept { return row(g, group_); }
   float* ranks(index_t g) noexcept { return row(g, group_ + 1); }
@@ -216,19 +219,40 @@ class ScoreBoard {
   std::span<index_t> chosen_of(index_t g, index_t count) noexcept {
     return {chosen_.data() + g * capacity_, static_cast<std::size_t>(count)};
   }
-  template <Scalar R>
-  void add_to_held(index_t g, float favour, RecycleCache<R>& cache) noexcept {
-    if (favour == 0) return;
-    cache.close_gap(g);
-    for (const index_t p : cache.positions(g)) log_weights(g)[p] += favour;
+  kernels::CodeWeights sketched_weights(const kernels::CodeLogits<Isa>& logits, std::span<const float> lse,
+                                        index_t length) noexcept {
+    return kernels::CodeWeights::of(logits, lse, length, logits.row(group_));
+  }
+  /// What `selection` makes of the log-weights.
+  template <Selection Keep>
+  std::span<float> rank(index_t g, Keep& selection, index_t length, bool of_prompt, index_t queries) noexcept {
+    const std::span<const float> scores(log_weights(g), static_cast<std::size_t>(length));
+    if (detail::ranks_are_scores(selection)) return {log_weights(g), scores.size()};
+    const std::span<float> ranked(ranks(g), scores.size());
+    selection.rank(Scores{scores, of_prompt, queries}, ranked);
+    return ranked;
   }
   /// A sketched step attends to its choice alone: the new token is part of it, and the first positions, where attention
   /// rests, which lie so far from other keys that a sketch knows little of them.
-  void prefer_ends(std::span<float> ranks) const noexcept {
-    for (float& rank : ranks.first(static_cast<std::size_t>(std::min(first_positions, capacity_ / 8)))) {
-      rank = rank >= newcomer_rank ? rank : newcomer_rank;
-    }
-    ranks.back() = std::numeric_limits<float>::infinity();
+  template <class N>
+  void prefer_ends(std::span<N> ranks, N for_first, N for_last) const noexcept {
+    for (N& rank : ranks.first(static_cast<std::size_t>(first_positions())))
+      rank = rank >= for_first ? rank : for_first;
+    ranks.back() = for_last;
+  }
+  index_t first_positions() const noexcept { return std::min(index_t{4}, capacity_ / 8); }
+  std::span<index_t> choose_by(index_t g, const kernels::CodeWeights& weights, index_t length) noexcept {
+    const std::span<std::int16_t> ranked(weights.first, static_cast<std::size_t>(length));
+    prefer_ends(ranked, kernels::CodeWeights::above_all, kernels::CodeWeights::above_all);
+    return choose_with_last(g, std::span<const std::int16_t>(ranked));
+  }
+  template <class N>
+  std::span<index_t> choose_with_last(index_t g, std::span<const N> ranked) noexcept {
+    const auto length = static_cast<index_t>(ranked.size());
+    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, length));
+    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
+    chosen.back() = length - 1;  // whatever else ranks as high
+    return chosen;
   }
   static void hide(float* values, const Visible& visible) noexcept {
     if (visible.window.begin > visible.sinks.end) {
@@ -246,12 +270,12 @@ class ScoreBoard {
   index_t group_ = 1;
   index_t capacity_ = 0;
   index_t room_ = 0;
-  Array<float> scores_;         // [kv_heads, group + 2, room]: logits, then log-weights and ranks
-  Array<std::int16_t> sums_;    // [query_heads, room]: a sketch's, for layers that keep one
-  Array<float> axes_;           // [kv_heads, KeySketch::axis_floats]: for them, too
-  Array<std::uint64_t> marks_;  // [kv_heads, room / 64], zeros between choices
-  Array<index_t> chosen_;       // [kv_heads, capacity]
-  Array<float> old_mass_;       // [query_heads]
+  Array<float> scores_;           // [kv_heads, group + 2, room]: logits, then log-weights and ranks
+  Array<std::int16_t> sketched_;  // [kv_heads, group + 1, room]: logits and log-weights of layers with a sketch
+  Array<float> axes_;             // [kv_heads, KeySketch::axis_floats]: for them, too
+  Array<std::uint64_t> marks_;    // [kv_heads, room / 64], zeros between choices
+  Array<index_t> chosen_;         // [kv_heads, capacity]
+  Array<float> old_mass_;         // [query_heads]
 };
 
 }  // namespace recycled::inline RECYCLED_ABI

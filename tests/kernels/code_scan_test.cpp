@@ -1,4 +1,4 @@
-// Codes of four bits against the sums written down.
+// Codes of four bits against the sums written down, and what becomes of their logits.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -21,9 +21,30 @@ struct Case {
   index_t positions, coordinates, rows;
 };
 
+/// What a scan needs beside codes, all rows together.
+struct Rows {
+  Rows(index_t count, index_t coordinates, index_t stretches)
+      : weights(static_cast<std::size_t>(count * kernels::code_weight_bytes(coordinates))),
+        scales(static_cast<std::size_t>(count)),
+        biases(static_cast<std::size_t>(count * stretches)),
+        anchors(scales),
+        peaks(scales),
+        factors(static_cast<std::size_t>(count)),
+        offsets(static_cast<std::size_t>(count * stretches)),
+        all{weights.data(), scales.data(), biases.data(), stretches, anchors.data(), factors.data(), offsets.data()} {}
+
+  std::vector<std::int8_t> weights;
+  std::vector<float> scales, biases, anchors, peaks;
+  std::vector<std::int16_t> factors, offsets;
+  kernels::CodeRows all;
+};
+
+/// How far a logit in fixed point may be from what it was: it is rounded, and so are its factor and its offset.
+constexpr double steps_off = 1.6;
+
 /// Codes and weights at random, or all of them as large as they may be.
 template <class Isa>
-void expect_exact(const Case& c, bool extreme) {
+void expect_exact(const Case& c, bool extreme, float soft_cap = 0) {
   reference::Random random(static_cast<std::uint64_t>(c.positions * 100 + c.coordinates + c.rows));
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(kernels::code_bytes(c.positions, c.coordinates)), 0xFF);
   std::vector<int> expected(static_cast<std::size_t>(c.positions * c.coordinates));
@@ -39,40 +60,52 @@ void expect_exact(const Case& c, bool extreme) {
     }
   }
   const index_t bytes = kernels::code_weight_bytes(c.coordinates);
-  std::vector<std::int8_t> weights(static_cast<std::size_t>(c.rows * bytes));
-  std::vector<float> scales;
+  Rows rows(c.rows, c.coordinates, 3);
+  rows.biases = random.row(c.rows * 3, 4);
+  rows.all.biases = rows.biases.data();
   std::vector<std::vector<float>> exact;
   for (index_t r = 0; r < c.rows; ++r) {
     exact.push_back(extreme ? std::vector<float>(static_cast<std::size_t>(c.coordinates), r % 2 == 0 ? 1.0F : -1.0F)
                             : random.row(c.coordinates));
-    scales.push_back(kernels::round_weights(exact.back().data(), c.coordinates, weights.data() + r * bytes));
+    rows.scales[static_cast<std::size_t>(r)] =
+        kernels::round_weights(exact.back().data(), c.coordinates, rows.weights.data() + r * bytes);
   }
   const index_t stride = c.positions + kernels::code_block + 5;
-  std::vector<std::int16_t> sums(static_cast<std::size_t>(c.rows * stride), -77);
+  std::vector<std::int16_t> steps(static_cast<std::size_t>(c.rows * stride), -77);
   std::vector<float> lse(static_cast<std::size_t>(c.rows));
-  const std::vector<float> biases = random.row(c.rows * 3);
-  kernels::scan_codes<Isa>(codes.data(), c.positions, c.coordinates, weights.data(),
-                           {sums.data(), stride, scales.data(), biases.data(), 3}, lse);
+  const float unit = rows.all.fix_point(c.rows, c.coordinates, soft_cap > 0);
+  const kernels::CodeLogits<Isa> logits{steps.data(), stride, unit, rows.anchors.data(), rows.peaks.data()};
+  kernels::scan_codes<Isa>(codes.data(), c.positions, c.coordinates, rows.all, soft_cap, logits, lse);
   for (index_t r = 0; r < c.rows; ++r) {
-    const double scale = static_cast<double>(scales[static_cast<std::size_t>(r)]);
+    const double scale = static_cast<double>(rows.scales[static_cast<std::size_t>(r)]);
     long double total = 0;
+    double top = -1e9;
     for (index_t j = 0; j < c.positions; ++j) {
       int sum = 0;
       double unrounded = 0;
       for (index_t d = 0; d < c.coordinates; ++d) {
         const int code = expected[static_cast<std::size_t>(j * c.coordinates + d)];
-        const int weight = weights[static_cast<std::size_t>(r * bytes + d / 4 * 8 + d % 4 / 2 * 4 + d % 2)];
+        const int weight = rows.weights[static_cast<std::size_t>(r * bytes + d / 4 * 8 + d % 4 / 2 * 4 + d % 2)];
         sum += code * weight;
         unrounded += code * static_cast<double>(exact[static_cast<std::size_t>(r)][static_cast<std::size_t>(d)]);
       }
       ASSERT_LT(std::abs(sum), 1 << 15);
-      ASSERT_EQ(sums[static_cast<std::size_t>(r * stride + j)], sum) << "row " << r << ", " << j;
       // Each weight is off by half a step at most.
       ASSERT_NEAR(scale * sum, unrounded, 0.51 * 15 * scale * static_cast<double>(c.coordinates));
-      total += std::exp(static_cast<long double>(
-          scale * sum + static_cast<double>(biases[static_cast<std::size_t>(r * 3 + j / kernels::code_stretch)])));
+      double logit =
+          scale * sum + static_cast<double>(rows.biases[static_cast<std::size_t>(r * 3 + j / kernels::code_stretch)]);
+      if (soft_cap > 0) logit = static_cast<double>(soft_cap) * std::tanh(logit / static_cast<double>(soft_cap));
+      ASSERT_NEAR(static_cast<double>(logits.at(r, j)), logit, steps_off * static_cast<double>(unit))
+          << "row " << r << ", " << j;
+      total += std::exp(static_cast<long double>(logit));
+      top = std::max(top, logit);
     }
-    ASSERT_NEAR(static_cast<double>(lse[static_cast<std::size_t>(r)]), static_cast<double>(std::log(total)), 0.04);
+    ASSERT_NEAR(static_cast<double>(lse[static_cast<std::size_t>(r)]), static_cast<double>(std::log(total)),
+                0.05 + steps_off * static_cast<double>(unit));
+    ASSERT_NEAR(static_cast<double>(rows.peaks[static_cast<std::size_t>(r)]), top,
+                steps_off * static_cast<double>(unit));
+    const std::int16_t* const behind = steps.data() + r * stride + c.positions + kernels::code_block;
+    ASSERT_TRUE(std::all_of(behind, behind + 5, [](std::int16_t step) { return step == -77; }));
   }
 }
 
@@ -86,109 +119,136 @@ TYPED_TEST(CodeScan, IsTheSumOfCodesTimesRoundedWeights) {
 TYPED_TEST(CodeScan, NeverOverflows) {
   for (const index_t coordinates : {4, 32, 64}) expect_exact<TypeParam>({70, coordinates, 3}, true);
 }
+TYPED_TEST(CodeScan, LogitsAreCapped) {
+  for (const float soft_cap : {0.5F, 3.0F, 30.0F}) {
+    for (const index_t positions : {5, 300}) expect_exact<TypeParam>({positions, 16, 3}, false, soft_cap);
+  }
+}
 
-/// The logits of known sums, capped and not, against double.
-TYPED_TEST(CodeScan, LogitsAreScaledAndCapped) {
-  constexpr index_t positions = 207, stride = 240, rows = 3;
-  reference::Random random(3);
-  std::vector<std::int16_t> sums(rows * stride);
-  for (std::int16_t& sum : sums) sum = static_cast<std::int16_t>(random.between(-3000, 3000));
-  const std::vector<float> scales{0.004F, 0.001F, 0}, lse{2, 1, 4.5F}, biases{0, 3, 1, -1, 0.5F, -2};
-  std::vector<index_t> some{206, 0, 5, 31, 32, 127, 128};  // and two vectors' worth of others
-  for (index_t p = 1; p < positions; p += 6) some.push_back(p + p % 4 / 2);
-  for (const float soft_cap : {0.0F, 3.0F}) {
-    const kernels::CodeLogits<TypeParam> logits{sums.data(), stride, scales.data(), biases.data(), 2, soft_cap};
-    const auto expected = [&](index_t r, index_t j) {
-      const double plain = static_cast<double>(scales[static_cast<std::size_t>(r)]) *
-                               static_cast<double>(sums[static_cast<std::size_t>(r * stride + j)]) +
-                           static_cast<double>(biases[static_cast<std::size_t>(r * 2 + j / kernels::code_stretch)]);
-      const double cap = static_cast<double>(soft_cap);
-      return cap > 0 ? cap * std::tanh(plain / cap) : plain;
-    };
-    std::vector<float> weights(stride), scratch(stride);
-    logits.log_weights(lse, positions, weights.data());
-    for (index_t j = 0; j < positions; ++j) {
-      double largest = -1e9;
-      for (index_t r = 0; r < rows; ++r) {
-        largest = std::max(largest, expected(r, j) - static_cast<double>(lse[static_cast<std::size_t>(r)]));
-      }
-      EXPECT_NEAR(static_cast<double>(weights[static_cast<std::size_t>(j)]), largest, 1e-5);
+/// Logits of any size and spread have room in their fixed point, whatever the codes.
+TYPED_TEST(CodeScan, TheFixedPointHasRoomForAllLogits) {
+  reference::Random random(8);
+  for (int i = 0; i < 300; ++i) {
+    constexpr index_t coordinates = 8, stretches = 4;
+    Rows rows(2, coordinates, stretches);
+    for (index_t r = 0; r < 2; ++r) {
+      const std::vector<float> exact =
+          random.row(coordinates, std::ldexp(1.0F, static_cast<int>(random.between(-12, 12))));
+      rows.scales[static_cast<std::size_t>(r)] =
+          kernels::round_weights(exact.data(), coordinates, rows.weights.data() + r * 2 * coordinates);
     }
-    for (index_t r = 0; r < rows; ++r) {
-      double mass = 0, all = 0, top = -1e9;
-      for (const index_t j : some) mass += std::exp(expected(r, j) - 2);
-      EXPECT_NEAR(static_cast<double>(logits.mass(r, 2, some, scratch.data())), mass, 1e-5 * mass);
-      kernels::CodeLogSumExp<TypeParam> sum;
-      for (const auto& [begin, end] : {std::pair<index_t, index_t>{0, 128}, {128, positions}}) {
-        sum.add(logits, r, begin, end);
-        for (index_t j = begin; j < end; ++j) {
-          all += std::exp(expected(r, j));
-          top = std::max(top, expected(r, j));
+    const std::vector<float> spread = random.row(8, std::ldexp(1.0F, static_cast<int>(random.between(-12, 12))));
+    std::copy(spread.begin(), spread.end(), rows.biases.begin());
+    const float unit = rows.all.fix_point(2, coordinates, i % 2 == 0);
+    ASSERT_GE(unit, kernels::finest_unit);
+    for (std::size_t r = 0; r < 2; ++r) {
+      for (const bool largest : {false, true}) {  // with the codes that lead to the ends
+        int sum = 0;
+        for (std::size_t w = 0; w < 16; ++w) {
+          const int weight = rows.weights[r * 16 + w];
+          sum += (weight > 0) == largest ? 15 * weight : 0;
+        }
+        sum /= 2;
+        for (std::size_t s = 0; s < stretches; ++s) {
+          const double logit = static_cast<double>(rows.scales[r]) * sum + static_cast<double>(rows.biases[r * 4 + s]);
+          const double step = std::floor(sum * rows.factors[r] / 32768.0 + 0.5) + rows.offsets[r * 4 + s];
+          EXPECT_LE(std::abs(step), 32767);
+          EXPECT_NEAR(step * static_cast<double>(unit) + static_cast<double>(rows.anchors[r]), logit,
+                      steps_off * static_cast<double>(unit) + 1e-6 * std::abs(logit));
         }
       }
-      EXPECT_NEAR(static_cast<double>(sum.value()), std::log(all), 0.04);
-      EXPECT_NEAR(static_cast<double>(logits.largest(r, 0, positions)), top, 1e-5);
+      EXPECT_TRUE(i % 2 != 0 || std::abs(rows.anchors[r] / unit) <= 32767.0F) << "0 has room";
     }
   }
 }
-
-/// Of logits that are no numbers the others of the group speak; where there is no other, nobody does.
-TYPED_TEST(CodeScan, LogitsThatAreNoNumbersCountForNothing) {
+TYPED_TEST(CodeScan, OfWhatIsNoNumberThereIsNoFixedPoint) {
   constexpr float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
-  constexpr index_t stride = 256, count = 2;
-  reference::Random random(6);
-  std::vector<std::int16_t> sums(2 * stride);
-  for (std::int16_t& sum : sums) sum = static_cast<std::int16_t>(random.between(-300, 300));
-  std::vector<index_t> all(200);
-  std::iota(all.begin(), all.end(), index_t{0});
-  const std::vector<float> lse{0, 0};
-  for (const float soft_cap : {0.0F, 3.0F}) {
-    const auto logits_of = [&](const std::vector<float>& scales, const std::vector<float>& biases) {
-      return kernels::CodeLogits<TypeParam>{sums.data(), stride, scales.data(), biases.data(), count, soft_cap};
-    };
-    const std::vector<float> sound{0.01F, 0.01F}, first{nan, 0.01F}, second{0.01F, nan}, none{nan, nan},
-        biases(4, 0.5F);
-    for (const index_t length : {16, 130, 199}) {
-      std::vector<float> expected(stride), weights(stride), scratch(stride);
-      logits_of(second, biases).log_weights(lse, length, weights.data());
-      logits_of(sound, biases).log_weights({lse.data(), 1}, length, expected.data());
-      EXPECT_TRUE(std::equal(weights.begin(), weights.begin() + length, expected.begin()));
-      logits_of(first, biases).log_weights(lse, length, weights.data());
-      for (index_t j = 0; j < length; ++j) EXPECT_FALSE(std::isnan(weights[static_cast<std::size_t>(j)]));
-      logits_of(none, biases).log_weights(lse, length, weights.data());
-      EXPECT_TRUE(std::all_of(weights.begin(), weights.begin() + length, [](float x) { return x == -inf; }));
-      // One stretch is no number, the other one is.
-      const std::vector<float> half_known{0.5F, nan, 0.5F, nan};
-      logits_of(sound, half_known).log_weights(lse, length, weights.data());
-      for (index_t j = 0; j < length; ++j) EXPECT_EQ(weights[static_cast<std::size_t>(j)] > -inf, j < 128) << j;
-      EXPECT_TRUE(std::isnan(logits_of(none, biases).mass(0, 0, {all.data(), 16}, scratch.data())));
-      EXPECT_TRUE(std::isnan(logits_of(sound, half_known).mass(0, 0, {all.data() + 100, 60}, scratch.data())));
-      EXPECT_TRUE(std::isnan(logits_of(sound, half_known).mass(0, 0, {all.data() + 126, 3}, scratch.data())));
+  for (const float odd : {nan, inf, -inf}) {
+    for (std::size_t place = 0; place < 8; ++place) {
+      Rows rows(2, 4, 3);
+      (place < 2 ? rows.scales[place] : rows.biases[place - 2]) = odd;
+      EXPECT_TRUE(std::isnan(rows.all.fix_point(2, 4, place % 2 == 0))) << odd << " at " << place;
     }
   }
 }
 
-/// What differs from the largest by no more than a few is summed up well, however large it is.
-TYPED_TEST(CodeScan, OfLargeLogitsTheSumIsSound) {
-  std::vector<std::int16_t> sums(128, -1000);
-  for (const float bias : {1e3F, 1e6F, 1e9F, 1e30F}) {
-    const float scale = bias / 1000;
-    const kernels::CodeLogits<TypeParam> logits{sums.data(), 128, &scale, &bias, 1};
-    kernels::CodeLogSumExp<TypeParam> sum;
-    sum.add(logits, 0, 0, 128);
-    const double one = static_cast<double>(scale) * -1000 + static_cast<double>(bias);
-    EXPECT_NEAR(static_cast<double>(sum.value()), one + std::log(128), 0.04 + 1e-6 * static_cast<double>(bias));
+/// The logits of known steps, against double.
+TYPED_TEST(CodeScan, WeightsAndMassesAreThoseOfTheLogits) {
+  constexpr index_t positions = 207, stride = 240, rows = 3;
+  reference::Random random(3);
+  std::vector<index_t> some{206, 0, 5, 31, 32, 127, 128};  // and two vectors' worth of others
+  for (index_t p = 1; p < positions; p += 6) some.push_back(p + p % 4 / 2);
+  for (const float unit : {kernels::finest_unit, 0.004F, 0.02F}) {
+    std::vector<std::int16_t> steps(rows * stride), weights(stride);
+    for (std::int16_t& step : steps) step = static_cast<std::int16_t>(random.between(-3000, 3000));
+    const std::vector<float> anchors{0.5F, -3, 40};
+    std::vector<float> peaks, lse;
+    const auto logit = [&](index_t r, index_t j) {
+      return static_cast<double>(unit) * steps[static_cast<std::size_t>(r * stride + j)] +
+             static_cast<double>(anchors[static_cast<std::size_t>(r)]);
+    };
+    for (index_t r = 0; r < rows; ++r) {
+      kernels::CodeLogSumExp<TypeParam> sum(unit);
+      double all = 0, top = -1e9;
+      for (const auto& [begin, end] : {std::pair<index_t, index_t>{0, 128}, {128, positions}}) {
+        sum.add({steps.data() + r * stride + begin, steps.data() + r * stride + end});
+        for (index_t j = begin; j < end; ++j) all += std::exp(logit(r, j));
+        for (index_t j = begin; j < end; ++j) top = std::max(top, logit(r, j));
+      }
+      const float anchor = anchors[static_cast<std::size_t>(r)];
+      peaks.push_back(anchor + sum.largest());
+      lse.push_back(anchor + sum.value());
+      EXPECT_NEAR(static_cast<double>(lse.back()), std::log(all), 0.05);
+      EXPECT_NEAR(static_cast<double>(peaks.back()), top, 1e-4);
+    }
+    const kernels::CodeLogits<TypeParam> logits{steps.data(), stride, unit, anchors.data(), peaks.data()};
+    const auto found = kernels::CodeWeights::of(logits, lse, positions, weights.data());
+    for (index_t j = 0; j < positions; ++j) {
+      double largest = -1e9;
+      for (index_t r = 0; r < rows; ++r)
+        largest = std::max(largest, logit(r, j) - static_cast<double>(lse[static_cast<std::size_t>(r)]));
+      EXPECT_NEAR(static_cast<double>(found.at(j)), largest, 2 * static_cast<double>(unit));
+      EXPECT_LT(weights[static_cast<std::size_t>(j)] + found.favour, kernels::CodeWeights::above_all);
+    }
+    EXPECT_NEAR(found.favour * static_cast<double>(unit), std::log(2), 0.5 * static_cast<double>(unit));
+    for (index_t r = 0; r < rows; ++r) {
+      std::vector<float> scratch(stride);
+      double mass = 0;
+      const float from = lse[static_cast<std::size_t>(r)];
+      for (const index_t j : some) mass += std::exp(logit(r, j) - static_cast<double>(from));
+      EXPECT_NEAR(static_cast<double>(logits.mass(r, from, some, scratch.data())), mass, 3e-5 * mass);
+    }
   }
 }
 
-TYPED_TEST(CodeScan, OfAQueryThatIsNoNumberTheSumIsNone) {
-  std::vector<std::int16_t> sums(64, 0);
-  const float scale = std::nanf("");
-  kernels::CodeLogSumExp<TypeParam> sum;
-  reference::Random random(4);
-  const float bias = 1;
-  sum.add({sums.data(), 64, &scale, &bias, 1}, 0, 0, random.between(40, 41));
-  EXPECT_TRUE(std::isnan(sum.value()));
+/// However the rows of a group lie to each other, and however far apart logits are.
+TYPED_TEST(CodeScan, WeightsThatAreFarBelowTheLargestAreTheLowest) {
+  constexpr index_t count = 64;
+  std::vector<std::int16_t> steps(2 * count, -32000), weights(count);
+  steps[3] = 32000;           // the first row lies far above the second,
+  steps[count + 5] = -31000;  // whose largest is below everything else
+  const std::vector<float> anchors{1000, -1000}, lse{1016, -1014};
+  std::vector<float> peaks{1000 + 32000 * kernels::finest_unit, -1000 - 31000 * kernels::finest_unit};
+  const kernels::CodeLogits<TypeParam> logits{steps.data(), count, kernels::finest_unit, anchors.data(), peaks.data()};
+  const auto found = kernels::CodeWeights::of(logits, lse, count, weights.data());
+  EXPECT_NEAR(found.at(3), -0.375F, 1e-3F);
+  EXPECT_NEAR(found.at(5), 14 - 31000 * kernels::finest_unit, 1e-3F);
+  EXPECT_NEAR(found.at(0), -1.625F, 1e-3F);
+}
+
+/// What differs from the largest by no more than a few is summed up well, whatever a step is worth.
+TYPED_TEST(CodeScan, OfAnyUnitTheSumIsSound) {
+  for (float unit = kernels::finest_unit; unit < 1e30F; unit *= 3) {
+    std::vector<std::int16_t> steps(131, -32000);
+    steps[0] = steps[77] = steps[130] = 31000;
+    kernels::CodeLogSumExp<TypeParam> sum(unit);
+    sum.add(steps);
+    const double rest = 128 * std::exp(-63000 * static_cast<double>(unit));
+    EXPECT_NEAR(static_cast<double>(sum.value() - sum.largest()), std::log(3 + rest),
+                0.06 + 1e-6 * static_cast<double>(sum.largest()))
+        << unit;
+    EXPECT_FLOAT_EQ(sum.largest(), 31000 * unit);
+  }
 }
 
 TEST(RoundWeights, OfWhatIsNoNumberScaleToNaN) {

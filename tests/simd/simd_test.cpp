@@ -162,15 +162,67 @@ TYPED_TEST(Simd, ScalingByAPowerOfTwoIsExact) {
   }
 }
 
-TYPED_TEST(Simd, FromBitsIsTheFloatOfAWholeNumber) {
+TYPED_TEST(Simd, ShortsSaturateAndRound) {
   using Isa = TypeParam;
-  for (const float first : {0.0F, 1.0F, 12345.0F, 1065353216.0F, 2130706432.0F}) {
-    const auto a = this->make([&](int i) { return first + 128 * static_cast<float>(i); });
-    const auto result = this->unpack(Isa::from_bits(this->pack(a)));
-    for (std::size_t i = 0; i < a.size(); ++i) {
-      EXPECT_EQ(std::bit_cast<std::uint32_t>(result[i]), static_cast<std::uint32_t>(a[i])) << a[i];
+  constexpr auto lanes = static_cast<std::size_t>(Isa::code_lanes);
+  using Shorts = std::array<std::int16_t, lanes>;
+  reference::Random random(17);
+  const std::array<std::int16_t, 8> ends{0, 1, -1, 127, -128, 32767, -32767, -32768};
+  for (int round = 0; round < 400; ++round) {
+    Shorts a, b, sum, difference, product, larger, all;
+    const auto number = [&](std::size_t i) {
+      return round < 64 ? ends.at((i + static_cast<std::size_t>(round)) % 8)
+                        : static_cast<std::int16_t>(random.between(-32768, 32767));
+    };
+    for (std::size_t i = 0; i < lanes; ++i) a[i] = number(i);
+    for (std::size_t i = 0; i < lanes; ++i)
+      b[i] = round < 64 ? ends.at((i + static_cast<std::size_t>(round / 8)) % 8) : number(i);
+    const auto x = Isa::load_sums16(a.data()), y = Isa::load_sums16(b.data());
+    Isa::store(sum.data(), Isa::add_saturated(x, y));
+    Isa::store(difference.data(), Isa::sub_saturated(x, y));
+    Isa::store(product.data(), Isa::multiply_high(x, y));
+    Isa::store(larger.data(), Isa::max(x, y));
+    Isa::store(all.data(), Isa::broadcast_sums16(a[0]));
+    const unsigned mask = Isa::greater_mask(x, y);
+    for (std::size_t i = 0; i < lanes; ++i) {
+      EXPECT_EQ(sum[i], std::clamp(a[i] + b[i], -32768, 32767)) << a[i] << " + " << b[i];
+      EXPECT_EQ(difference[i], std::clamp(a[i] - b[i], -32768, 32767)) << a[i] << " - " << b[i];
+      if (a[i] != -32768 || b[i] != -32768) {
+        EXPECT_EQ(product[i], std::floor(a[i] * b[i] / 32768.0 + 0.5)) << a[i] << " * " << b[i];
+      }
+      EXPECT_EQ(larger[i], std::max(a[i], b[i]));
+      EXPECT_EQ(all[i], a[0]);
+      EXPECT_EQ((mask >> i) & 1, a[i] > b[i] ? 1U : 0U) << a[i] << " > " << b[i];
     }
+    EXPECT_EQ(static_cast<std::uint64_t>(mask) >> lanes, 0U);
   }
+}
+
+TYPED_TEST(Simd, ShortsBecomeFloatsAndBack) {
+  using Isa = TypeParam;
+  for (int first = -32768; first + Isa::width < 32767; first += 97) {
+    std::array<std::int16_t, static_cast<std::size_t>(Isa::width)> shorts, back;
+    for (std::size_t i = 0; i < shorts.size(); ++i) shorts[i] = static_cast<std::int16_t>(first + static_cast<int>(i));
+    const auto floats = Isa::load_sums(shorts.data());
+    const auto lanes = this->unpack(floats);
+    for (std::size_t i = 0; i < shorts.size(); ++i) EXPECT_EQ(lanes[i], shorts[i]);
+    Isa::store_sums(back.data(), Isa::add(floats, Isa::broadcast(first % 2 == 0 ? 0.375F : -0.375F)));
+    EXPECT_EQ(back, shorts);
+  }
+}
+
+TYPED_TEST(Simd, AddBfloatsTakesEveryLaneOnce) {
+  using Isa = TypeParam;
+  std::array<std::int16_t, static_cast<std::size_t>(Isa::code_lanes)> bits;
+  float all = 0;
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const float number = std::ldexp(1.5F, static_cast<int>(i % 8)) + static_cast<float>(i);
+    const auto rounded = static_cast<bfloat16>(number);
+    bits[i] = Eigen::numext::bit_cast<std::int16_t>(rounded);
+    all += static_cast<float>(rounded);
+  }
+  EXPECT_EQ(Isa::reduce_add(Isa::add_bfloats(Isa::zero(), Isa::load_sums16(bits.data()))), all);
+  EXPECT_EQ(Isa::reduce_add(Isa::add_bfloats(Isa::broadcast(2), Isa::load_sums16(bits.data()))), all + 2 * Isa::width);
 }
 
 TYPED_TEST(Simd, ReductionsTakeEveryLaneOnce) {

@@ -75,12 +75,12 @@ class RecycleCache {
     h.last_evictor = new_position;
   }
 
-  /// Holds `chosen` (ascending, at most K) from now on, ranked by ranks[position]. Only rows that were not held already
-  /// are copied: neighbouring full steps choose much the same. The token at `by` chose, among `view`'s positions up to
-  /// its own. `marks` is scratch: a zeroed bit for each position of the view, zeroed again on return.
-  template <Scalar T>
-  void rebuild(index_t head, std::span<const index_t> chosen, std::span<const float> ranks, const KvView<T>& view,
-               index_t by, std::uint64_t* marks) noexcept {
+  /// Holds `chosen` (ascending, at most K) from now on, ranked by rank_of(position). Only rows that were not held
+  /// already are copied: neighbouring full steps choose much the same. The token at `by` chose, among `view`'s
+  /// positions up to its own. `marks` is scratch: a zeroed bit for each position of the view, zeroed again on return.
+  template <Scalar T, class Ranks>
+  void rebuild(index_t head, std::span<const index_t> chosen, const Ranks& rank_of, const KvView<T>& view, index_t by,
+               std::uint64_t* marks) noexcept {
     close_gap(head);
     Head& h = heads_[head];
     const auto count = static_cast<index_t>(chosen.size());
@@ -91,7 +91,7 @@ class RecycleCache {
     }
     for (const index_t p : chosen) word(marks, p) |= bit(p);
     index_t* const holes = holes_.data() + slot_index(head, 0);
-    const index_t holes_left = keep_marked(head, ranks.data(), chosen.front(), marks);
+    const index_t holes_left = keep_marked(head, rank_of, chosen.front(), marks);
     index_t filled = 0;
     for (index_t s = count; s < h.size; ++s) {  // a smaller set than before
       if (position(head)[s] != hole) move(head, s, holes[filled++]);
@@ -108,7 +108,7 @@ class RecycleCache {
       if (i + fetched_ahead < entries) fetch(head, entering[i + fetched_ahead], view);
       const index_t p = entering[i], slot = filled < holes_left ? holes[filled++] : h.size++;
       word(marks, p) &= ~bit(p);
-      write(head, slot, p, detail::sane_rank(ranks.data()[p]), view);
+      write(head, slot, p, detail::sane_rank(rank_of(p)), view);
     }
     h.size = count;
     h.free = count;
@@ -187,14 +187,15 @@ class RecycleCache {
   /// Entries that are marked keep their slots, get new ranks and give up their marks; the others leave holes, of which
   /// the number is returned. Which do is what a processor can't foretell, so that no branch depends on it: `any` is
   /// some position that has a rank.
-  index_t keep_marked(index_t head, const float* ranks, index_t any, std::uint64_t* marks) noexcept {
+  template <class Ranks>
+  index_t keep_marked(index_t head, const Ranks& rank_of, index_t any, std::uint64_t* marks) noexcept {
     index_t* const holes = holes_.data() + slot_index(head, 0);
     index_t count = 0;
     for (index_t s = 0; s < heads_[head].size; ++s) {
       index_t& p = position(head)[s];
       const bool stays = (word(marks, p) & bit(p)) != 0;
       word(marks, p) &= ~bit(p);
-      rank(head)[s] = detail::sane_rank(ranks[stays ? p : any]);
+      rank(head)[s] = detail::sane_rank(rank_of(stays ? p : any));
       p = stays ? p : hole;
       holes[count] = s;
       count += stays ? 0 : 1;

@@ -116,7 +116,7 @@ struct StepLogits {
     index_t i = 0;
     if constexpr (simd::gathers<Isa>) {
       for (; i + Isa::width <= count; i += Isa::width) {
-        Isa::store(scratch + i, Isa::template gather<0>(row, positions.data() + i));
+        Isa::store(scratch + i, Isa::gather(row, positions.data() + i));
       }
     }
     for (; i < count; ++i) scratch[i] = row[positions.data()[i]];

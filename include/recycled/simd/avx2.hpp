@@ -60,7 +60,6 @@ struct avx2 {
     return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
   }
   static vec round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static vec from_bits(vec a) { return _mm256_castsi256_ps(_mm256_cvtps_epi32(a)); }
   static vec scale_by_power_of_2(vec a, vec n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
@@ -102,9 +101,27 @@ struct avx2 {
   }
   static void store(std::int16_t* p, sums16 sums) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), sums); }
   static sums16 load_sums16(const std::int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static sums16 broadcast_sums16(std::int16_t x) { return _mm256_set1_epi16(x); }
   static sums16 max(sums16 a, sums16 b) { return _mm256_max_epi16(a, b); }
+  static sums16 add_saturated(sums16 a, sums16 b) { return _mm256_adds_epi16(a, b); }
+  static sums16 sub_saturated(sums16 a, sums16 b) { return _mm256_subs_epi16(a, b); }
+  static sums16 multiply_high(sums16 a, sums16 b) { return _mm256_mulhrs_epi16(a, b); }
+  static unsigned greater_mask(sums16 a, sums16 b) {
+    const __m256i above = _mm256_cmpgt_epi16(a, b);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(above), _mm256_extracti128_si256(above, 1));
+    return static_cast<unsigned>(_mm_movemask_epi8(bytes));
+  }
+  static vec add_bfloats(vec sum, sums16 bits) {
+    const __m256i odd = _mm256_and_si256(bits, _mm256_set1_epi32(~0xFFFF)), even = _mm256_slli_epi32(bits, 16);
+    return _mm256_add_ps(sum, _mm256_add_ps(_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd)));
+  }
   static vec load_sums(const std::int16_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static void store_sums(std::int16_t* p, vec a) {
+    const __m256i whole = _mm256_cvtps_epi32(a);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
   }
 
  private:

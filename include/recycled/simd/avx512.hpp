@@ -70,7 +70,6 @@ struct avx512 {
   }
   static unsigned greater_mask(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   static vec round(vec a) { return _mm512_maskz_roundscale_ps(all, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static vec from_bits(vec a) { return _mm512_castsi512_ps(_mm512_maskz_cvtps_epi32(all, a)); }
   static vec scale_by_power_of_2(vec a, vec n) { return _mm512_maskz_scalef_ps(all, a, n); }
 
   static float reduce_add(vec a) {
@@ -114,17 +113,29 @@ struct avx512 {
   }
   static void store(std::int16_t* p, sums16 sums) { _mm512_storeu_si512(p, sums); }
   static sums16 load_sums16(const std::int16_t* p) { return _mm512_loadu_si512(p); }
-  static sums16 max(sums16 a, sums16 b) { return _mm512_maskz_max_epi16(0xFFFFFFFFU, a, b); }
+  static sums16 broadcast_sums16(std::int16_t x) { return _mm512_set1_epi16(x); }
+  static sums16 max(sums16 a, sums16 b) { return _mm512_maskz_max_epi16(all32, a, b); }
+  static sums16 add_saturated(sums16 a, sums16 b) { return _mm512_maskz_adds_epi16(all32, a, b); }
+  static sums16 sub_saturated(sums16 a, sums16 b) { return _mm512_maskz_subs_epi16(all32, a, b); }
+  static sums16 multiply_high(sums16 a, sums16 b) { return _mm512_maskz_mulhrs_epi16(all32, a, b); }
+  static unsigned greater_mask(sums16 a, sums16 b) { return _mm512_cmpgt_epi16_mask(a, b); }
+  static vec add_bfloats(vec sum, sums16 bits) {
+    const __m512i odd = _mm512_and_si512(bits, _mm512_set1_epi32(~0xFFFF));
+    const __m512i even = _mm512_maskz_slli_epi32(all, bits, 16);
+    return _mm512_add_ps(sum, _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)));
+  }
   static vec load_sums(const std::int16_t* p) {
     const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_maskz_cvtepi32_ps(all, _mm512_maskz_cvtepi16_epi32(all, sums));
   }
-  /// from[at[i] >> Shift]
-  template <int Shift>
+  static void store_sums(std::int16_t* p, vec a) {
+    const __m256i whole = _mm512_maskz_cvtsepi32_epi16(all, _mm512_maskz_cvtps_epi32(all, a));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), whole);
+  }
+  /// from[at[i]]
   static vec gather(const float* from, const index_t* at) {
     const auto eight = [from](const index_t* p) {
-      const __m512i places = _mm512_maskz_srli_epi64(0xFF, _mm512_loadu_si512(p), Shift);
-      return _mm512_mask_i64gather_ps(_mm256_setzero_ps(), 0xFF, places, from, 4);
+      return _mm512_mask_i64gather_ps(_mm256_setzero_ps(), 0xFF, _mm512_loadu_si512(p), from, 4);
     };
     return _mm512_maskz_insertf32x8(all, _mm512_castps256_ps512(eight(at)), eight(at + 8), 1);
   }
@@ -169,6 +180,7 @@ struct avx512 {
   // Zero-masking forms under a full mask: the plain ones start from a register that GCC 12 takes for uninitialised, and
   // its warning would reach the host's build.
   static constexpr __mmask16 all = 0xFFFF;
+  static constexpr __mmask32 all32 = 0xFFFFFFFF;
   static __m256 low(vec a) { return _mm512_maskz_extractf32x8_ps(0xFF, a, 0); }
   static __m256 high(vec a) { return _mm512_maskz_extractf32x8_ps(0xFF, a, 1); }
   static vec widen_half(__m256i halfs) { return _mm512_maskz_cvtph_ps(all, halfs); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -73,8 +74,6 @@ struct generic {
     const vec sound = select((n >= broadcast(-126)) & (n <= broadcast(127)), n, zero());
     return a * std::bit_cast<vec>((__builtin_convertvector(sound, ints) + 127) << 23);
   }
-  /// The float whose bits are the whole number that `a` is but for a fraction, 0 <= a < 2^31.
-  static vec from_bits(vec a) { return std::bit_cast<vec>(__builtin_convertvector(a, ints)); }
 
   static float reduce_add(vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float reduce_max(vec a) {
@@ -117,13 +116,42 @@ struct generic {
   static sums16 add_products(sums16 sums, const codes& c, const code_weights& w) {
     return sums + (c.at[0] * w.at[0] + c.at[1] * w.at[1]) + (c.at[2] * w.at[2] + c.at[3] * w.at[3]);
   }
+
+  // ---- Whole numbers of sixteen bits, `code_lanes` of them: what such sums are worked on as
+
   static void store(std::int16_t* p, sums16 sums) { std::memcpy(p, &sums, sizeof sums); }
   static sums16 load_sums16(const std::int16_t* p) { return read<sums16>(p); }
+  static sums16 broadcast_sums16(std::int16_t x) { return sums16{} + x; }
   static sums16 max(sums16 a, sums16 b) { return a > b ? a : b; }
-  /// p[0, width) as floats.
+  /// a + b and a - b; what would leave the range stays at its end.
+  static sums16 add_saturated(sums16 a, sums16 b) {
+    return each(a, b, [](std::int32_t x, std::int32_t y) { return x + y; });
+  }
+  static sums16 sub_saturated(sums16 a, sums16 b) {
+    return each(a, b, [](std::int32_t x, std::int32_t y) { return x - y; });
+  }
+  /// a * b / 2^15, rounded to the nearest, halves up; not both are -2^15.
+  static sums16 multiply_high(sums16 a, sums16 b) {
+    return each(a, b, [](std::int32_t x, std::int32_t y) { return (x * y + (1 << 14)) >> 15; });
+  }
+  /// Bit i: a > b in lane i.
+  static unsigned greater_mask(sums16 a, sums16 b) {
+    unsigned mask = 0;
+    for (int i = 0; i < code_lanes; ++i) mask |= (a[i] > b[i] ? 1U : 0U) << i;
+    return mask;
+  }
+  /// Adds all lanes to those of `sum`, each as the float whose upper sixteen bits it is; which to which is open.
+  static vec add_bfloats(vec sum, sums16 bits) {
+    const auto pairs = std::bit_cast<ints>(bits);
+    return sum + std::bit_cast<vec>(pairs << 16) + std::bit_cast<vec>(pairs & broadcast_bits(~0xFFFF));
+  }
+  /// p[0, width) as floats, and back: rounded to the nearest, in range.
   static vec load_sums(const std::int16_t* p) {
     using shorts [[gnu::vector_size(8)]] = std::int16_t;
     return __builtin_convertvector(read<shorts>(p), vec);
+  }
+  static void store_sums(std::int16_t* p, vec a) {
+    for (int i = 0; i < width; ++i) p[i] = static_cast<std::int16_t>(std::lrint(a[i]));
   }
 
  private:
@@ -138,6 +166,15 @@ struct generic {
     return v;
   }
   static ints broadcast_bits(std::int32_t x) { return ints{x, x, x, x}; }
+  template <class F>
+  static sums16 each(sums16 a, sums16 b, const F& f) {
+    sums16 result;
+    for (int i = 0; i < code_lanes; ++i) {
+      const std::int32_t exact = f(a[i], b[i]);
+      result[i] = static_cast<std::int16_t>(exact < -32768 ? -32768 : exact > 32767 ? 32767 : exact);
+    }
+    return result;
+  }
   static vec select(ints mask, vec a, vec b) {
     return std::bit_cast<vec>((std::bit_cast<ints>(a) & mask) | (std::bit_cast<ints>(b) & ~mask));
   }

@@ -60,7 +60,6 @@ struct neon {
     return vaddvq_u32(vandq_u32(vcgtq_f32(a, b), bit));
   }
   static vec round(vec a) { return vrndnq_f32(a); }
-  static vec from_bits(vec a) { return vreinterpretq_f32_s32(vcvtnq_s32_f32(a)); }
   static vec scale_by_power_of_2(vec a, vec n) {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
     return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
@@ -96,8 +95,22 @@ struct neon {
   }
   static void store(std::int16_t* p, sums16 sums) { vst1q_s16(p, sums); }
   static sums16 load_sums16(const std::int16_t* p) { return vld1q_s16(p); }
+  static sums16 broadcast_sums16(std::int16_t x) { return vdupq_n_s16(x); }
   static sums16 max(sums16 a, sums16 b) { return vmaxq_s16(a, b); }
+  static sums16 add_saturated(sums16 a, sums16 b) { return vqaddq_s16(a, b); }
+  static sums16 sub_saturated(sums16 a, sums16 b) { return vqsubq_s16(a, b); }
+  static sums16 multiply_high(sums16 a, sums16 b) { return vqrdmulhq_s16(a, b); }
+  static unsigned greater_mask(sums16 a, sums16 b) {
+    const uint16x8_t bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    return vaddvq_u16(vandq_u16(vcgtq_s16(a, b), bit));
+  }
+  static vec add_bfloats(vec sum, sums16 bits) {
+    const uint32x4_t pairs = vreinterpretq_u32_s16(bits);
+    const vec even = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
+    return vaddq_f32(sum, vaddq_f32(even, vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xFFFF0000)))));
+  }
   static vec load_sums(const std::int16_t* p) { return vcvtq_f32_s32(vmovl_s16(vld1_s16(p))); }
+  static void store_sums(std::int16_t* p, vec a) { vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(a))); }
 };
 
 }  // namespace recycled::inline RECYCLED_ABI::simd

@@ -66,7 +66,7 @@ typename Isa::vec load_first(const T* row, index_t i, index_t n) {
 /// Whether values from here and there load as a vector: Isa::gather and gather_sums.
 template <class Isa>
 inline constexpr bool gathers = requires(const float* from, const index_t* at) {
-  Isa::template gather<0>(from, at);
+  Isa::gather(from, at);
   Isa::gather_sums(static_cast<const std::int16_t*>(nullptr), at);
 };
 

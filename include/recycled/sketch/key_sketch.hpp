@@ -38,7 +38,9 @@ class KeySketch {
         scratch_(shape.kv_heads * scratch_floats()),
         weights_(shape.kv_heads * shape.group() * kernels::code_weight_bytes(coordinates)),
         scales_(shape.query_heads),
-        centres_(shape.query_heads),
+        anchors_(shape.query_heads),
+        peaks_(shape.query_heads),
+        factors_(shape.query_heads),
         seen_queries_(seen_tokens * shape.query_size()),
         heads_(static_cast<std::size_t>(shape.kv_heads)) {}
 
@@ -104,6 +106,7 @@ class KeySketch {
       grow(h.codes, kernels::code_bytes(length, coordinates_));
       grow(h.means, stretches(length) * row_stride_);
       grow(h.biases, shape_.group() * stretches(length));
+      grow(h.offsets, shape_.group() * stretches(length));
     }
   }
   /// Codes what `kv` has of one head beyond the positions that have codes. Keys may come late, several at a time.
@@ -157,31 +160,40 @@ class KeySketch {
     }
   }
 
-  /// The logits of the group's packed query rows at positions [0, length), in `sums` (see CodeLogits), and their
-  /// log-sum-exp.
+  /// The logits of the group's packed query rows at positions [0, length), in `to`, whose rows have room for whole
+  /// blocks of codes; their log-sum-exps, and the largest of each row, `peaks`. All of these are NaN if a query row is
+  /// no number.
   // NOLINTBEGIN(readability-non-const-parameter): what it returns is written to
   kernels::CodeLogits<simd::native> scan(index_t g, const kernels::Queries& queries, index_t length, float soft_cap,
-                                         std::int16_t* sums, index_t stride, std::span<float> lse) noexcept {
+                                         std::int16_t* to, index_t stride, std::span<float> lse) noexcept {
     // NOLINTEND(readability-non-const-parameter)
     Head& h = head(g);
     const kernels::Rows<float> axes{query_axes_.data() + g * coordinates_ * row_stride_, row_stride_, shape_.head_dim};
     const index_t weight_bytes = kernels::code_weight_bytes(coordinates_), count = stretches(length);
-    std::int8_t* const weights = weights_.data() + g * shape_.group() * weight_bytes;
-    float* const scales = scales_.data() + g * shape_.group();
-    float* const centres = centres_.data() + g * shape_.group();
+    const index_t first = g * shape_.group();
+    std::int8_t* const weights = weights_.data() + first * weight_bytes;
+    float* const scales = scales_.data() + first;
+    const auto centre = [&](index_t r) {  // a code of 7.5 stands for 0; each weight is there twice
+      const std::int8_t* const row = weights + r * weight_bytes;
+      return 7.5F / 2 * scales[r] * static_cast<float>(std::accumulate(row, row + weight_bytes, 0));
+    };
     for_products(g, axes, coordinates_, queries, [&](index_t r, index_t /*first*/, const float* products, index_t) {
-      std::int8_t* const row = weights + r * weight_bytes;
-      scales[r] = kernels::round_weights(products, coordinates_, row);
-      // A code of 7.5 stands for 0. Each weight is there twice.
-      centres[r] = 7.5F / 2 * scales[r] * static_cast<float>(std::accumulate(row, row + weight_bytes, 0));
+      scales[r] = kernels::round_weights(products, coordinates_, weights + r * weight_bytes);
     });
     const kernels::Rows<float> means{h.means.data(), row_stride_, shape_.head_dim};
-    for_products(g, means, count, queries, [&](index_t r, index_t first, const float* products, index_t n) {
-      std::transform(products, products + n, h.biases.data() + r * count + first,
-                     [&](float product) { return product - centres[r]; });
+    for_products(g, means, count, queries, [&](index_t r, index_t at, const float* products, index_t n) {
+      std::transform(products, products + n, h.biases.data() + r * count + at,
+                     [middle = centre(r)](float product) { return product - middle; });
     });
-    const kernels::CodeLogits<Isa> logits{sums, stride, scales, h.biases.data(), count, soft_cap};
-    kernels::scan_codes<Isa>(h.codes.data(), length, coordinates_, weights, logits, lse);
+    const kernels::CodeRows rows{
+        weights, scales, h.biases.data(), count, anchors_.data() + first, factors_.data() + first, h.offsets.data()};
+    const float unit = rows.fix_point(shape_.group(), coordinates_, soft_cap > 0);
+    const kernels::CodeLogits<Isa> logits{to, stride, unit, rows.anchors, peaks_.data() + first};
+    if (unit == unit) {
+      kernels::scan_codes<Isa>(h.codes.data(), length, coordinates_, rows, soft_cap, logits, lse);
+    } else {
+      std::fill(lse.begin(), lse.end(), unit);
+    }
     return logits;
   }
 
@@ -193,12 +205,13 @@ class KeySketch {
   static constexpr index_t turns = 32;
 
   struct Head {
-    Array<std::uint8_t> codes;  // in blocks of 32 positions
-    Array<float> means;         // [stretch, row_stride]: what its codes are differences to
-    Array<float> biases;        // [query row, stretch], of the last scan
-    index_t length = 0;         // positions that have codes
-    index_t built_length = 0;   // positions that the axes were found from; 0: none were
-    index_t built_queries = 0;  // and how many tokens' queries had been seen then
+    Array<std::uint8_t> codes;    // in blocks of 32 positions
+    Array<float> means;           // [stretch, row_stride]: what its codes are differences to
+    Array<float> biases;          // [query row, stretch], of the last scan,
+    Array<std::int16_t> offsets;  // and what CodeRows makes of them
+    index_t length = 0;           // positions that have codes
+    index_t built_length = 0;     // positions that the axes were found from; 0: none were
+    index_t built_queries = 0;    // and how many tokens' queries had been seen then
   };
 
   static index_t stretches(index_t positions) {
@@ -335,8 +348,10 @@ class KeySketch {
   Array<float> scratch_;        // [kv_heads, scratch_floats]
   Array<std::int8_t> weights_;  // [query_heads, code_weight_bytes]
   Array<float> scales_;         // [query_heads]: a logit to a sum,
-  Array<float> centres_;        // and what a sum is too much of logit
-  Array<float> seen_queries_;   // [kv_heads, seen_tokens, group, head_dim], the newest over the oldest
+  Array<float> anchors_;        // and what kernels::CodeRows wants to note of it
+  Array<float> peaks_;
+  Array<std::int16_t> factors_;
+  Array<float> seen_queries_;  // [kv_heads, seen_tokens, group, head_dim], the newest over the oldest
   std::vector<Head> heads_;
   index_t seen_ = 0;  // tokens whose queries were seen
 };
