@@ -10,11 +10,11 @@ void selection(benchmark::State& state) {
   const index_t count = state.range(1);
   const auto scores = normals(length);
   std::vector<float> ranks(scores.size());
-  std::vector<index_t> chosen(static_cast<std::size_t>(count));
+  std::vector<std::uint64_t> words(static_cast<std::size_t>(recycled::kernels::PositionBits::words_for(length)));
   for (auto _ : state) {
     recycled::TopK{}.rank({scores}, ranks);
-    recycled::kernels::top_k(ranks, count, chosen.data());
-    benchmark::DoNotOptimize(chosen.data());
+    recycled::kernels::mark_largest(ranks, count, {words.data(), length});
+    benchmark::DoNotOptimize(words.data());
   }
 }
 BENCHMARK(selection)

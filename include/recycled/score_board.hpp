@@ -25,7 +25,8 @@ class ScoreBoard {
     capacity_ = capacity;
     room_ = length / 64 * 64 + 64;
     grow(scores_, detail::checked_product(shape.kv_heads * (group_ + 2), room_, "score memory"));
-    if (grow(marks_, shape.kv_heads * (room_ / 64))) std::fill(marks_.begin(), marks_.end(), std::uint64_t{0});
+    if (grow(chosen_bits_, shape.kv_heads * (room_ / 64)))
+      std::fill(chosen_bits_.begin(), chosen_bits_.end(), std::uint64_t{0});
     grow(chosen_, detail::checked_product(shape.kv_heads, capacity, "recycle cache size"));
     grow(old_mass_, shape.query_heads);
     if (axis_floats == 0) return;
@@ -70,10 +71,7 @@ class ScoreBoard {
     }
     for (index_t j = visible.sinks.end; j < visible.window.begin; ++j)
       ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
-    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size()));
-    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
-    cache.rebuild(
-        g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, length - 1, marks_of(g));
+    rebuild(g, ranked, std::min(capacity_, visible.size()), view, length - 1, cache);
   }
   /// The same by the logits of a sketch, over all positions of `view`.
   template <Scalar T, Scalar R, Selection Keep>
@@ -85,22 +83,20 @@ class ScoreBoard {
       for (index_t j = 0; j < length; ++j) log_weights(g)[j] = weights.at(j);
       const std::span<float> ranked = rank(g, selection, length, false, 1);
       prefer_ends(ranked, newcomer_rank, std::numeric_limits<float>::infinity());
-      const std::span<index_t> chosen = choose_with_last(g, std::span<const float>(ranked));
+      const kernels::PositionBits chosen = mark_with_last(g, std::span<const float>(ranked));
       ranked.back() = newcomer_rank;
-      cache.rebuild(
-          g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, length - 1, marks_of(g));
-      return;
+      return cache.rebuild(g, chosen, sketched_count(length), by(ranked), view, length - 1);
     }
     // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
     // only to one of twice its weight.
     cache.close_gap(g);
     for (const index_t p : cache.positions(g)) weights.first[p] += weights.favour;
-    const std::span<index_t> chosen = choose_by(g, weights, length);
+    const kernels::PositionBits chosen = mark_by(g, weights, length);
     for (const index_t p : cache.positions(g)) weights.first[p] -= weights.favour;
     const auto rank_of = [&](index_t p) {
       return p < first_positions() || p == length - 1 ? newcomer_rank : weights.at(p);
     };
-    cache.rebuild(g, chosen, rank_of, view, length - 1, marks_of(g));
+    cache.rebuild(g, chosen, sketched_count(length), rank_of, view, length - 1);
   }
 
   /// The set of KV head `g` for the step of the token at `own` is what the host hands over: `scores` of all positions
@@ -112,42 +108,35 @@ class ScoreBoard {
     std::transform(scores.begin(), scores.begin() + own, ranked.begin(), detail::sane_rank);
     for (index_t j = visible.sinks.end; j < std::min(visible.window.begin, own); ++j)
       ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
-    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, visible.size() - 1));
-    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
-    cache.rebuild(
-        g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, own, marks_of(g));
+    rebuild(g, ranked, std::min(capacity_, visible.size() - 1), view, own, cache);
   }
   /// The same by positions, which are checked: those that it may see are its set, and the first one counts most.
   template <Scalar T, Scalar R>
   void take_positions(index_t g, std::span<const index_t> positions, const Visible& visible, index_t own,
                       const KvView<T>& view, RecycleCache<R>& cache) noexcept {
     const std::span<float> ranked(ranks(g), static_cast<std::size_t>(own));
+    const kernels::PositionBits chosen = bits(g, own);
     index_t count = 0;
     for (std::size_t i = 0; i < positions.size(); ++i) {
       const index_t p = positions[i];
       if (p < 0 || p == own || !visible.contains(p)) continue;
       ranked.data()[p] = -static_cast<float>(i);
-      chosen_of(g, capacity_).data()[count++] = p;
+      chosen.insert(p);
+      ++count;
     }
-    const std::span<index_t> chosen = chosen_of(g, count);
-    std::sort(chosen.begin(), chosen.end());
-    cache.rebuild(
-        g, chosen, [ranked](index_t p) { return ranked.data()[p]; }, view, own, marks_of(g));
+    cache.rebuild(g, chosen, count, by(ranked), view, own);
   }
   /// One of these positions of KV head `g` that comes twice, or -1; negative ones don't count.
   index_t repeated(index_t g, std::span<const index_t> positions) noexcept {
     index_t twice = -1;
-    std::uint64_t* const marks = marks_of(g);
-    const auto flip = [&](index_t p, bool on) {
-      std::uint64_t& word = marks[p / 64];
-      const std::uint64_t bit = std::uint64_t{1} << (p % 64);
-      if (on && (word & bit) != 0) twice = p;
-      word = on ? word | bit : word & ~bit;
-    };
-    for (const bool on : {true, false}) {
-      for (const index_t p : positions) {
-        if (p >= 0) flip(p, on);
-      }
+    const kernels::PositionBits seen = bits(g, room_);
+    for (const index_t p : positions) {
+      if (p < 0) continue;
+      if (seen.contains(p)) twice = p;
+      seen.insert(p);
+    }
+    for (const index_t p : positions) {
+      if (p >= 0) seen.erase(p);
     }
     return twice;
   }
@@ -183,7 +172,8 @@ class ScoreBoard {
   float agreement(index_t g, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse,
                   std::span<const float> true_lse, index_t length, const RecycleCache<R>& cache) noexcept {
     const kernels::CodeWeights weights = sketched_weights(sketched, lse, length);
-    const std::span<const index_t> chosen = choose_by(g, weights, length);
+    const std::span<index_t> chosen(chosen_.data() + g * capacity_, static_cast<std::size_t>(sketched_count(length)));
+    mark_by(g, weights, length).drain(chosen.data());
     float least = 1;
     for (index_t r = 0; r < group_; ++r) {
       const float share = logits(g).mass(r, true_lse.data()[r], chosen, ranks(g)) /
@@ -215,9 +205,19 @@ class ScoreBoard {
   float* row(index_t g, index_t r) noexcept { return scores_.data() + (g * (group_ + 2) + r) * room_; }
   float* log_weights(index_t g) noexcept { return row(g, group_); }
   float* ranks(index_t g) noexcept { return row(g, group_ + 1); }
-  std::uint64_t* marks_of(index_t g) noexcept { return marks_.data() + g * (room_ / 64); }
-  std::span<index_t> chosen_of(index_t g, index_t count) noexcept {
-    return {chosen_.data() + g * capacity_, static_cast<std::size_t>(count)};
+  /// An empty set of positions, to be left empty.
+  kernels::PositionBits bits(index_t g, index_t length) noexcept {
+    return {chosen_bits_.data() + g * (room_ / 64), length};
+  }
+  static auto by(std::span<const float> ranked) noexcept {
+    return [ranked](index_t p) { return ranked.data()[p]; };
+  }
+  template <Scalar T, Scalar R>
+  void rebuild(index_t g, std::span<const float> ranked, index_t count, const KvView<T>& view, index_t own,
+               RecycleCache<R>& cache) noexcept {
+    const kernels::PositionBits chosen = bits(g, static_cast<index_t>(ranked.size()));
+    kernels::mark_largest(ranked, count, chosen);
+    cache.rebuild(g, chosen, count, by(ranked), view, own);
   }
   kernels::CodeWeights sketched_weights(const kernels::CodeLogits<Isa>& logits, std::span<const float> lse,
                                         index_t length) noexcept {
@@ -241,17 +241,21 @@ class ScoreBoard {
     ranks.back() = for_last;
   }
   index_t first_positions() const noexcept { return std::min(index_t{4}, capacity_ / 8); }
-  std::span<index_t> choose_by(index_t g, const kernels::CodeWeights& weights, index_t length) noexcept {
+  index_t sketched_count(index_t length) const noexcept { return std::min(capacity_, length); }
+  kernels::PositionBits mark_by(index_t g, const kernels::CodeWeights& weights, index_t length) noexcept {
     const std::span<std::int16_t> ranked(weights.first, static_cast<std::size_t>(length));
     prefer_ends(ranked, kernels::CodeWeights::above_all, kernels::CodeWeights::above_all);
-    return choose_with_last(g, std::span<const std::int16_t>(ranked));
+    return mark_with_last(g, std::span<const std::int16_t>(ranked));
   }
   template <class N>
-  std::span<index_t> choose_with_last(index_t g, std::span<const N> ranked) noexcept {
+  kernels::PositionBits mark_with_last(index_t g, std::span<const N> ranked) noexcept {
     const auto length = static_cast<index_t>(ranked.size());
-    const std::span<index_t> chosen = chosen_of(g, std::min(capacity_, length));
-    kernels::top_k(ranked, static_cast<index_t>(chosen.size()), chosen.data());
-    chosen.back() = length - 1;  // whatever else ranks as high
+    const kernels::PositionBits chosen = bits(g, length);
+    kernels::mark_largest(ranked, sketched_count(length), chosen);
+    if (!chosen.contains(length - 1)) {  // others rank as high
+      chosen.erase(chosen.last());
+      chosen.insert(length - 1);
+    }
     return chosen;
   }
   static void hide(float* values, const Visible& visible) noexcept {
@@ -270,12 +274,12 @@ class ScoreBoard {
   index_t group_ = 1;
   index_t capacity_ = 0;
   index_t room_ = 0;
-  Array<float> scores_;           // [kv_heads, group + 2, room]: logits, then log-weights and ranks
-  Array<std::int16_t> sketched_;  // [kv_heads, group + 1, room]: logits and log-weights of layers with a sketch
-  Array<float> axes_;             // [kv_heads, KeySketch::axis_floats]: for them, too
-  Array<std::uint64_t> marks_;    // [kv_heads, room / 64], zeros between choices
-  Array<index_t> chosen_;         // [kv_heads, capacity]
-  Array<float> old_mass_;         // [query_heads]
+  Array<float> scores_;               // [kv_heads, group + 2, room]: logits, then log-weights and ranks
+  Array<std::int16_t> sketched_;      // [kv_heads, group + 1, room]: logits and log-weights of layers with a sketch
+  Array<float> axes_;                 // [kv_heads, KeySketch::axis_floats]: for them, too
+  Array<std::uint64_t> chosen_bits_;  // [kv_heads, room / 64], zeros between choices
+  Array<index_t> chosen_;             // [kv_heads, capacity]
+  Array<float> old_mass_;             // [query_heads]
 };
 
 }  // namespace recycled::inline RECYCLED_ABI

@@ -61,6 +61,13 @@ class RecycleCacheOf : public testing::Test {
     }
   }
 
+  /// A set of positions to choose.
+  kernels::PositionBits bits(const std::vector<index_t>& chosen) {
+    const kernels::PositionBits all{marks.data(), most};
+    for (const index_t p : chosen) all.insert(p);
+    return all;
+  }
+
   void insert_and_settle(RecycleCache<T>& cache, index_t head, Model& model, index_t position) {
     cache.insert(head, position, host.view(position + 1));
     model.entries[position] = newcomer_rank;
@@ -80,7 +87,7 @@ class RecycleCacheOf : public testing::Test {
       if (std::find(chosen.begin(), chosen.end(), p) == chosen.end()) chosen.push_back(p);
     }
     std::sort(chosen.begin(), chosen.end());
-    cache.rebuild(head, chosen, by(ranks), host.view(length), length - 1, marks.data());
+    cache.rebuild(head, bits(chosen), count, by(ranks), host.view(length), length - 1);
     EXPECT_TRUE(std::all_of(marks.begin(), marks.end(), [](std::uint64_t mark) { return mark == 0; }));
     model.entries.clear();
     for (const index_t p : chosen) model.entries[p] = ranks[at(p)];
@@ -155,7 +162,7 @@ TYPED_TEST(RecycleCacheOf, AnEntryKeepsItsSlotUntilItLeaves) {
 TYPED_TEST(RecycleCacheOf, ARankThatIsNoNumberLeavesFirst) {
   RecycleCache<TypeParam> cache(shape, 3);
   const std::vector<float> ranks{1, 2, std::numeric_limits<float>::quiet_NaN(), 4};
-  cache.rebuild(0, std::vector<index_t>{1, 2, 3}, by(ranks), this->host.view(4), 3, this->marks.data());
+  cache.rebuild(0, this->bits({1, 2, 3}), 3, by(ranks), this->host.view(4), 3);
   cache.insert(0, 4, this->host.view(5));
   cache.settle(0, 4);
   EXPECT_EQ(cache.held(0), (std::vector<index_t>{1, 3, 4}));
@@ -165,9 +172,9 @@ TYPED_TEST(RecycleCacheOf, ARowThatStaysMayGetARankThatIsNoNumber) {
   RecycleCache<TypeParam> cache(shape, 3);
   const std::vector<index_t> chosen{1, 2, 3};
   std::vector<float> ranks{0, 3, 2, 1, 0};
-  cache.rebuild(0, chosen, by(ranks), this->host.view(5), 4, this->marks.data());
+  cache.rebuild(0, this->bits(chosen), 3, by(ranks), this->host.view(5), 4);
   ranks[2] = std::nanf("");
-  cache.rebuild(0, chosen, by(ranks), this->host.view(5), 4, this->marks.data());
+  cache.rebuild(0, this->bits(chosen), 3, by(ranks), this->host.view(5), 4);
   cache.insert(0, 5, this->host.view(6));
   cache.settle(0, 5);
   EXPECT_EQ(cache.held(0), (std::vector<index_t>{1, 3, 5}));
@@ -176,7 +183,7 @@ TYPED_TEST(RecycleCacheOf, ARowThatStaysMayGetARankThatIsNoNumber) {
 TYPED_TEST(RecycleCacheOf, AnInfiniteRankOutranksNewcomers) {
   RecycleCache<TypeParam> cache(shape, 2);
   constexpr float pinned = std::numeric_limits<float>::infinity();
-  cache.rebuild(0, std::vector<index_t>{0, 1}, by({pinned, 5}), this->host.view(2), 1, this->marks.data());
+  cache.rebuild(0, this->bits({0, 1}), 2, by({pinned, 5}), this->host.view(2), 1);
   for (index_t p = 2; p < 9; ++p) {
     cache.insert(0, p, this->host.view(p + 1));
     cache.settle(0, p);

@@ -23,10 +23,19 @@ constexpr float smallest = std::numeric_limits<float>::denorm_min();
 
 template <class Isa, class N>
 std::vector<index_t> top_k(std::span<const N> ranks, index_t count) {
-  std::vector<index_t> chosen(static_cast<std::size_t>(count) + 1, -7);
-  kernels::top_k<Isa>(ranks, count, chosen.data());
-  EXPECT_EQ(chosen.back(), -7) << "written beyond " << count << " positions";
-  chosen.pop_back();
+  const auto length = static_cast<index_t>(ranks.size());
+  const index_t words = kernels::PositionBits::words_for(length);
+  std::vector<std::uint64_t> bits(static_cast<std::size_t>(words) + 1, 0);
+  bits.back() = 7;
+  const kernels::PositionBits marked{bits.data(), length};
+  kernels::mark_largest<Isa>(ranks, count, marked);
+  EXPECT_EQ(bits.back(), 7U) << "written beyond " << length << " positions";
+  const index_t first = marked.first(), last = marked.last();
+  std::vector<index_t> chosen(static_cast<std::size_t>(length));
+  chosen.resize(static_cast<std::size_t>(marked.drain(chosen.data())));
+  EXPECT_EQ(first, chosen.empty() ? -1 : chosen.front());
+  EXPECT_EQ(last, chosen.empty() ? -1 : chosen.back());
+  EXPECT_EQ(marked.first(), -1) << "drained";
   return chosen;
 }
 

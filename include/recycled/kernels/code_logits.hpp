@@ -68,8 +68,7 @@ class CodeLogSumExp {
     factor_ = static_cast<std::int16_t>(std::lrint(std::min(factor, 32767.0)));
   }
 
-  /// Meanwhile `ahead` is fetched, so many bytes a logit: memory would be idle.
-  void add(std::span<const std::int16_t> logits, const void* ahead = nullptr, index_t bytes = 0) {
+  void add(std::span<const std::int16_t> logits) {
     const auto count = static_cast<index_t>(logits.size()), whole = count / Isa::code_lanes * Isa::code_lanes;
     const std::int16_t most = largest_of(logits);
     if (most > largest_) {
@@ -83,7 +82,6 @@ class CodeLogSumExp {
     const auto least = Isa::broadcast_sums16(128);
     auto sums = Isa::zero();
     for (index_t i = 0; i < whole; i += Isa::code_lanes) {
-      for (index_t line = 0; line < Isa::code_lanes * bytes; line += 64) simd::prefetch_l2(ahead, i * bytes + line);
       auto bits = Isa::sub_saturated(Isa::multiply_high(Isa::load_sums16(logits.data() + i), factor), shift);
       for (int d = 0; d < doublings_; ++d) bits = Isa::add_saturated(bits, bits);
       sums = Isa::add_bfloats(sums, Isa::max(Isa::add_saturated(bits, one), least));

@@ -130,11 +130,13 @@ void scan_rows(const std::uint8_t* codes, index_t begin, index_t end, index_t co
                index_t row, const CodeLogits<Isa>& to) {
   constexpr index_t lanes = Isa::code_lanes;
   constexpr int parts = Isa::code_parts;
+  constexpr index_t ahead = index_t{1} << 14;  // bytes: what a stretch of scan_codes() takes; less is too late
   static_assert(code_block % (lanes * parts) == 0);
   const std::int8_t* const weights = rows.weights + row * code_weight_bytes(coordinates);
-  for (index_t block = begin; block < end; block += code_block) {
-    const std::uint8_t* const at = codes + block / code_block * code_block_bytes(coordinates);
-    const std::int16_t* const offsets = rows.offsets + row * rows.stretches + block / code_stretch;
+  for (index_t some = begin; some < end; some += code_block) {
+    const std::uint8_t* const at = codes + some / code_block * code_block_bytes(coordinates);
+    const std::int16_t* const offsets = rows.offsets + row * rows.stretches + some / code_stretch;
+    for (index_t line = 0; line < code_block_bytes(coordinates); line += 64) simd::prefetch_l2(at, ahead + line);
     for (index_t first = 0; first < code_block; first += lanes * parts) {
       typename Isa::sums16 sums[Rows][parts];
       simd::unroll<Rows>([&](auto r) { simd::unroll<parts>([&](auto i) { sums[r][i] = Isa::zero_sums16(); }); });
@@ -151,7 +153,7 @@ void scan_rows(const std::uint8_t* codes, index_t begin, index_t end, index_t co
         const auto factor = Isa::broadcast_sums16(rows.factors[row + r]);
         const auto offset = Isa::broadcast_sums16(offsets[r * rows.stretches]);
         simd::unroll<parts>([&](auto i) {
-          Isa::store(to.row(row + r) + block + first + i * lanes,
+          Isa::store(to.row(row + r) + some + first + i * lanes,
                      Isa::add_saturated(Isa::multiply_high(sums[r][i], factor), offset));
         });
       });
@@ -171,13 +173,9 @@ void scan_codes(const std::uint8_t* codes, index_t positions, index_t coordinate
     for (index_t begin = 0; begin < positions; begin += stretch) {
       const index_t end = std::min(begin + stretch, positions);
       scan_rows<Isa, tile()>(codes, begin, end, coordinates, rows, r, to);
-      // The next stretch, a part with each row.
-      const index_t next = (begin + stretch) / code_block * code_block_bytes(coordinates);
-      const index_t share = code_block_bytes(coordinates) / code_block / tile();
       for (index_t i = 0; i < tile(); ++i) {
         if (soft_cap > 0) to.cap(r + i, begin, end, soft_cap);
-        sums[i].add({to.row(r + i) + begin, to.row(r + i) + end}, simd::address(codes, next + i * stretch * share),
-                    share);
+        sums[i].add({to.row(r + i) + begin, to.row(r + i) + end});
       }
     }
     for (index_t i = 0; i < tile(); ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "recycled/simd/simd.hpp"
@@ -39,7 +40,14 @@ struct Rows {
 template <class Isa, Scalar T, Scalar R>
 void copy_row(const T* from, index_t dim, R* to) {
   if constexpr (std::is_same_v<T, R>) {
-    std::copy_n(from, dim / values_per_element<T>, to);
+    // By pieces whose size is known: a call of the C library's takes as long as a short row.
+    constexpr index_t piece = 64 / static_cast<index_t>(sizeof(T));
+    const index_t count = dim / values_per_element<T>;
+    index_t i = 0;
+    if constexpr (64 % sizeof(T) == 0) {
+      for (; i + piece <= count; i += piece) std::memcpy(to + i, from + i, 64);
+    }
+    std::copy_n(from + i, count - i, to + i);
   } else {
     static_assert(values_per_element<R> == 1, "no rows are rounded to blocks");
     index_t i = 0;

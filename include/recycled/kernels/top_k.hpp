@@ -10,6 +10,7 @@
 #include <span>
 #include <type_traits>
 
+#include "recycled/kernels/position_bits.hpp"
 #include "recycled/simd/simd.hpp"
 
 namespace recycled::inline RECYCLED_ABI::kernels {
@@ -102,14 +103,15 @@ N from_order_key(std::uint32_t key) {
 /// The choice where fewer than `count` ranks, `above` of them, are above the lowest: all of these, then what is equal
 /// to it, then NaN.
 template <class N>
-void choose_all(std::span<const N> ranks, N lowest, index_t count, index_t above, index_t* chosen) {
+void mark_all(std::span<const N> ranks, N lowest, index_t count, index_t above, const PositionBits& to) {
   index_t equals = std::min(static_cast<index_t>(std::count(ranks.begin(), ranks.end(), lowest)), count - above);
   index_t nans = count - above - equals;
-  const index_t* const end = chosen + count;
-  for (index_t j = 0; chosen != end; ++j) {
+  for (index_t j = 0, left = count; left > 0; ++j) {
     const N rank = ranks.data()[j];
-    index_t& left = rank != rank ? nans : equals;
-    if (rank > lowest || left-- > 0) *chosen++ = j;
+    index_t& some = rank != rank ? nans : equals;
+    if (!(rank > lowest) && some-- <= 0) continue;
+    to.insert(j);
+    --left;
   }
 }
 
@@ -232,55 +234,39 @@ class KthSearch {
   Bound high_;        // and fewer above this: it may be the rank itself
 };
 
-/// Writes j + i for every bit i of `mask`; the choice ends at `end`.
-template <class Isa>
-[[gnu::always_inline]] inline void append(index_t j, unsigned mask, index_t*& chosen, const index_t* end) {
-  if constexpr (simd::compresses<Isa>) {
-    if (end - chosen >= Isa::width) {
-      chosen = Isa::append(j, mask, chosen);
-      return;
-    }
-  }
-  // Two are written whatever the mask holds, where there is room: how many there are is what a processor can't
-  // foretell.
-  const int count = std::popcount(mask);
-  if (count > 2 || end - chosen < 2) {
-    for (; mask != 0; mask &= mask - 1) *chosen++ = j + std::countr_zero(mask);
-    return;
-  }
-  chosen[0] = j + std::countr_zero(mask);
-  chosen[1] = j + std::countr_zero(mask & (mask - 1));
-  chosen += count;
-}
-
+/// mark_largest of floats, or of whole numbers.
 template <class Isa, class N>
-void choose_largest(std::span<const N> ranks, index_t count, index_t* chosen) {
+void mark(std::span<const N> ranks, index_t count, const PositionBits& to) {
   using Vectors = RankVectors<Isa, N>;
+  static_assert(64 % Vectors::width == 0);
   if (count == 0) return;
   const index_t above_all = count_above<Isa>(ranks, Vectors::lowest);
-  if (above_all < count) return choose_all(ranks, Vectors::lowest, count, above_all, chosen);
+  if (above_all < count) return mark_all(ranks, Vectors::lowest, count, above_all, to);
   const auto kth = KthSearch<Isa, N>(ranks, count, above_all).find();
   index_t ties = count - kth.above;  // those first in position complete the choice
   const auto x = Vectors::broadcast(kth.x), lowest = Vectors::broadcast(Vectors::lowest);
-  const index_t* const end = chosen + count;
+  std::uint64_t word = 0;
   for_each_vector<Isa>(ranks, [&](index_t j, auto v, unsigned valid) {
     unsigned mask = Isa::greater_mask(v, x);
     unsigned equal = ~mask & ~Isa::greater_mask(x, v) & Isa::greater_mask(v, lowest) & valid;
     mask &= valid;
     for (; equal != 0 && ties > 0; equal &= equal - 1, --ties) mask |= equal & (~equal + 1);
-    for (index_t part = 0; part < Vectors::width; part += Isa::width)
-      append<Isa>(j + part, mask >> part & ((2U << (Isa::width - 1)) - 1U), chosen, end);
+    word |= static_cast<std::uint64_t>(mask) << (j % 64);
+    if (j % 64 + Vectors::width == 64 || j + Vectors::width >= to.length) {
+      to.words[j / 64] = word;
+      word = 0;
+    }
   });
 }
-/// The `count` <= ranks.size() positions of largest rank, ascending, to `chosen`; of equal ranks the lower positions.
-/// -0 equals 0, and NaN is below everything.
+/// Marks the `count` <= ranks.size() positions of largest rank in the empty set `to`, of as many positions; of equal
+/// ranks the lower positions. -0 equals 0, and NaN is below everything.
 template <class Isa = simd::native>
-void top_k(std::span<const float> ranks, index_t count, index_t* chosen) {
-  choose_largest<Isa>(ranks, count, chosen);
+void mark_largest(std::span<const float> ranks, index_t count, const PositionBits& to) {
+  mark<Isa>(ranks, count, to);
 }
 template <class Isa = simd::native>
-void top_k(std::span<const std::int16_t> ranks, index_t count, index_t* chosen) {
-  choose_largest<Isa>(ranks, count, chosen);
+void mark_largest(std::span<const std::int16_t> ranks, index_t count, const PositionBits& to) {
+  mark<Isa>(ranks, count, to);
 }
 
 }  // namespace recycled::inline RECYCLED_ABI::kernels

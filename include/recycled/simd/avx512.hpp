@@ -151,23 +151,11 @@ struct avx512 {
     const __m512i both = _mm512_maskz_inserti32x8(all, _mm512_castsi256_si512(eight(at)), eight(at + 8), 1);
     return _mm512_maskz_cvtepi32_ps(all, _mm512_maskz_srai_epi32(all, _mm512_maskz_slli_epi32(all, both, 16), 16));
   }
-  // Of what is appended the end is returned; `width` elements are overwritten, however many it is: writing some lanes
-  // to memory is slow on Zen 4.
-  /// The lanes of `mask`,
+  /// Writes the lanes of `mask` and returns their end; `width` floats are overwritten, however many it is: writing some
+  /// lanes to memory is slow on Zen 4.
   static float* append(vec a, unsigned mask, float* to) {
     _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), a));
     return to + std::popcount(mask);
-  }
-  /// and j + i for each of its bits i.
-  static index_t* append(index_t j, unsigned mask, index_t* to) {
-    const auto eight = [&](index_t first, unsigned some) {
-      const __m512i all_eight = _mm512_add_epi64(_mm512_set1_epi64(first), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
-      _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(static_cast<__mmask8>(some), all_eight));
-      to += std::popcount(some);
-    };
-    eight(j, mask & 0xFF);
-    eight(j + 8, mask >> 8);
-    return to;
   }
 
  private:
