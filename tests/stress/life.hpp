@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include "compiled/layers.hpp"
 #include "reference/feed.hpp"
@@ -26,12 +27,14 @@ struct Outcome {
   std::vector<std::vector<index_t>> held = {};   // behind every step, of every KV head
   std::vector<StepKind> kinds = {};              // the same
 
+  std::string state = {};  // what it saves in the end
+
   bool same_outputs(const Outcome& other) const {
     return std::equal(outputs.begin(), outputs.end(), other.outputs.begin(), other.outputs.end(),
                       [](const auto& a, const auto& b) { return reference::bits(a) == reference::bits(b); });
   }
   friend bool operator==(const Outcome& a, const Outcome& b) {
-    return a.held == b.held && a.kinds == b.kinds && a.same_outputs(b);
+    return a.held == b.held && a.kinds == b.kinds && a.same_outputs(b) && a.state == b.state;
   }
 };
 
@@ -133,6 +136,9 @@ class Life {
         outcome.kinds.push_back(layer.last_step(g));
       }
     }
+    std::ostringstream stream;
+    layer.save(stream);
+    outcome.state = std::move(stream).str();
     return outcome;
   }
   Outcome live(const Cache& rows, ThreadPool& pool, index_t offset = 0) const {

@@ -71,6 +71,7 @@ long run_heads() {
       back.kinds[to] = other.kinds[i];
       back.held[to] = other.held[i];
     }
+    back.state = expected.state;  // is that of other heads
     compared += compare(back, expected, kv_heads, "heads in another order");
   });
   return compared;
