@@ -1,58 +1,10 @@
 // Steady decoding allocates nothing: every form of operator new counts.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "reference/feed.hpp"
-
-// g++ sees free() inlined where operator new is not, and takes the two for a mismatch.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
-#endif
-
-namespace {
-std::atomic<int> allocations{0};
-
-void* counted(std::size_t bytes, std::size_t alignment) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  // aligned_alloc asks for whole multiples of the alignment.
-  void* memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
-  if (memory == nullptr) std::abort();
-  return memory;
-}
-}  // namespace
-
-void* operator new(std::size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
-void* operator new[](std::size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
-void* operator new(std::size_t bytes, std::align_val_t a) { return counted(bytes, static_cast<std::size_t>(a)); }
-void* operator new[](std::size_t bytes, std::align_val_t a) { return counted(bytes, static_cast<std::size_t>(a)); }
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return counted(bytes, alignof(std::max_align_t));
-}
-void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
-  return counted(bytes, alignof(std::max_align_t));
-}
-void* operator new(std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return counted(bytes, static_cast<std::size_t>(a));
-}
-void* operator new[](std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return counted(bytes, static_cast<std::size_t>(a));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t, const std::nothrow_t&) noexcept { std::free(memory); }
+#include "reference/replaced_new.hpp"
 
 namespace {
 
@@ -64,16 +16,16 @@ constexpr index_t prompt = 100;
 constexpr index_t steps = 60;
 
 template <class F>
-int allocations_of(const F& f) {
-  const int before = allocations.load();
+long allocations_of(const F& f) {
+  const long before = reference::allocations;
   f();
-  return allocations.load() - before;
+  return reference::allocations - before;
 }
 
 /// The allocations of decode steps, the first after the prompt included.
 template <class T, class Policy, class E, class Keep = TopK>
-int decoder_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor,
-                        const Keep& selection = {}) {
+long decoder_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor,
+                         const Keep& selection = {}) {
   Decoder<T, Policy, Keep> decoder({2, shape}, {.capacity = 24, .max_length = prompt + steps, .attention = attention},
                                    policy, selection);
   reference::Tokens tokens(shape, 1);
@@ -88,7 +40,7 @@ int decoder_allocations(const Policy& policy, const AttentionOptions& attention,
 }
 
 template <class T, class Policy, class E>
-int layer_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor) {
+long layer_allocations(const Policy& policy, const AttentionOptions& attention, E&& executor) {
   reference::Random random(1);
   const auto cache = reference::Cache<T>::random(shape, prompt + steps, random);
   LayerAttention<T, Policy> layer(shape, {.capacity = 24, .max_length = prompt + steps, .attention = attention},
@@ -138,7 +90,7 @@ TEST(SteadyDecoding, AllocatesNothingAfterClear) {
   const std::vector<Token> all = tokens.next(prompt + steps);
   reference::decode(decoder, all);
   std::vector<float> out(reference::at(shape.query_heads * shape.head_dim));
-  const int count = allocations_of([&] {
+  const long count = allocations_of([&] {
     decoder.clear();
     for (const Token& token : all) decoder.step(0, token.query, token.key, token.value, out);
     decoder.rollback(20);
@@ -201,7 +153,7 @@ TEST(SteadyDecoding, OverPagesAllocatesAtTheFirstStepAlone) {
   LayerAttention<float> layer(shape, {.capacity = 24, .max_length = prompt + steps});
   const auto step = [&](index_t length) { return allocations_of([&] { layer.step(query, cache.view(length), out); }); };
   EXPECT_LE(step(prompt), 1);  // room to gather rows in
-  int rest = 0;
+  long rest = 0;
   for (index_t length = prompt + 1; length <= prompt + steps; ++length) rest += step(length);
   EXPECT_EQ(rest, 0);
 }
@@ -213,7 +165,7 @@ TEST(SteadyDecoding, AllocatesNothingForASketch) {
   reference::prefill(decoder, tokens.next(prompt));
   const std::vector<Token> rest = tokens.next(more);
   std::vector<float> out(reference::at(shape.query_size()));
-  const int count = allocations_of([&] {
+  const long count = allocations_of([&] {
     for (const Token& token : rest) decoder.step(0, token.query, token.key, token.value, out);
   });
   EXPECT_EQ(count, 0);
@@ -230,7 +182,7 @@ TEST(SteadyDecoding, AllocatesNothingForABudgetSetsFromOutsideAndRowsOfAnotherTy
   std::vector<float> out(reference::at(shape.query_size()));
   const std::vector<index_t> chosen{1, 5, 9, 2, 4, 8};
   const std::vector<float> scores(2 * (prompt + steps), 0.5F);
-  const int count = allocations_of([&] {
+  const long count = allocations_of([&] {
     for (const Token& token : rest) {
       const index_t length = decoder.length();
       if (length % 7 == 0) decoder.choose_positions(0, chosen, pool);

@@ -192,6 +192,12 @@ TEST_F(Called, RollbackOfMoreThanThereIs) {
   expect([&] { layer.rollback(26); }, "rollback: tokens = 26", "0 to the 25");
 }
 
+TEST(WrongHead, IsNamedByALayerThatHoldsNoSets) {
+  const LayerAttention<float, AlwaysFull> exact(shape, {});
+  EXPECT_EQ(message_of([&] { static_cast<void>(exact.recycled_positions(2)); }), says("kv_head", "2", "0 to 1"));
+  EXPECT_TRUE(exact.recycled_positions(1).empty());
+}
+
 TEST(WrongCallOfADecoder, LeavesItAsItWas) {
   Decoder<float> decoder({2, shape}, {.capacity = 6}, {3});
   reference::Tokens tokens(shape, 2);

@@ -211,7 +211,7 @@ class Decoder {
     const Shape& shape = both.attention.shape();
     const auto tokens = static_cast<index_t>(queries.size()) / shape.query_size();
     const auto check = [&](std::span<const float> given, index_t dim, std::string_view name) {
-      const index_t expected = tokens * shape.kv_heads * dim;
+      const index_t expected = detail::checked_product(tokens * shape.kv_heads, dim, name);
       detail::require(static_cast<index_t>(given.size()) == expected, name, given.size(),
                       [&] { return detail::text(expected, " = tokens * kv_heads * ", dim); });
     };

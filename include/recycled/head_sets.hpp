@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <span>
 #include <vector>
@@ -182,9 +183,10 @@ class HeadSets {
     if (sketch_) sketch_->transfer(io, length);
   }
 
-  /// Scores that are no numbers choose nothing sensible: then the next step looks again.
+  /// Scores that are no numbers choose nothing sensible, nor does a query whose logits are all -infinity: then the next
+  /// step looks again.
   static bool is_sound(std::span<const float> lse) noexcept {
-    return std::none_of(lse.begin(), lse.end(), [](float one) { return one != one; });
+    return std::all_of(lse.begin(), lse.end(), [](float one) { return std::isfinite(one); });
   }
 
  private:

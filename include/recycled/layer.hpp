@@ -163,7 +163,8 @@ class LayerAttention {
                         E&& executor = {}) requires(detail::recycles<Policy>) {
     const index_t own = check_choice(kv);
     const auto n = static_cast<std::size_t>(kv.length);
-    detail::require_size(scores.size(), shape_.kv_heads * kv.length, "scores.size()", "kv_heads * KvView.length");
+    detail::require_size(scores.size(), detail::checked_product(shape_.kv_heads, kv.length, "scores.size()"),
+                         "scores.size()", "kv_heads * KvView.length");
     attention_.reserve(kv);
     attention_.take(own, executor, [&](ScoreBoard& board, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       board.take_scores(g, scores.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
@@ -242,7 +243,8 @@ class LayerAttention {
   /// The positions that a KV head holds for the next recycled step, ascending. Empty before prepare() or the first
   /// step.
   std::vector<index_t> recycled_positions(index_t kv_head) const {
-    return recycles ? attention_.sets().cache().held(checked_head(kv_head)) : std::vector<index_t>{};
+    const index_t g = checked_head(kv_head);
+    return recycles ? attention_.sets().cache().held(g) : std::vector<index_t>{};
   }
 
  private:
@@ -280,7 +282,7 @@ class LayerAttention {
              std::span<const float> compared) const {
     detail::require_size(queries.size(), tokens * shape_.query_size(), "query.size()",
                          "query_heads * head_dim for each token");
-    detail::require_size(out.size(), tokens * shape_.output_size(), "out.size()",
+    detail::require_size(out.size(), detail::checked_product(tokens, shape_.output_size(), "out.size()"), "out.size()",
                          "query_heads * value_dim for each token");
     detail::check_compared(compared, shape_);
     detail::check(kv, shape_, length_);

@@ -48,29 +48,43 @@ std::vector<float> rounded(const std::vector<float>& row) {
   return values;
 }
 
+/// What may stand where nobody looks.
+enum class Poison { quiet_nan, signalling_nan, negative_nan, infinite, negative_infinite, huge };
+inline constexpr Poison every_poison[] = {Poison::quiet_nan, Poison::signalling_nan,    Poison::negative_nan,
+                                          Poison::infinite,  Poison::negative_infinite, Poison::huge};
+
 /// An element of T that poisons whatever it touches.
 template <recycled::Scalar T>
-T poison() {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
+T poison(Poison kind = Poison::quiet_nan) {
   if constexpr (std::same_as<T, recycled::q8_0>) {
-    T element{recycled::half(nan), {}};
-    std::fill(std::begin(element.quants), std::end(element.quants), std::int8_t{1});
+    T element{poison<recycled::half>(kind), {}};
+    std::fill(std::begin(element.quants), std::end(element.quants),
+              kind == Poison::huge ? std::int8_t{127} : std::int8_t{1});
     return element;
   } else {
-    return static_cast<T>(nan);
+    // As bits: a conversion would make quiet NaNs of signalling ones. All these formats end in their mantissa.
+    using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>;
+    constexpr int mantissa = std::same_as<T, float> ? 23 : std::same_as<T, recycled::half> ? 10 : 7;
+    constexpr Bits sign = Bits{1} << (8 * sizeof(T) - 1), quiet = Bits{1} << (mantissa - 1);
+    constexpr auto endless = static_cast<Bits>(sign - (quiet << 1));
+    const Bits bits[] = {endless | quiet, endless | 1,    static_cast<Bits>(~Bits{0}),
+                         endless,         sign | endless, static_cast<Bits>(endless - 1)};
+    return Eigen::numext::bit_cast<T>(bits[static_cast<int>(kind)]);
   }
 }
 
 /// Where the rows of a cache lie.
 struct Layout {
-  bool position_major = false;  ///< [position, head, dim], else [head, position, dim]
-  index_t padding = 0;          ///< elements behind every row
-  index_t offset = 0;           ///< elements before the first row: 1 leaves every row unaligned
-  index_t room = 0;             ///< positions behind the last
-  index_t page = 0;             ///< positions in a page, and the pages lie in no order; 0: the whole is one
+  bool position_major = false;         ///< [position, head, dim], else [head, position, dim]
+  index_t padding = 0;                 ///< elements behind every row
+  index_t offset = 0;                  ///< elements before the first row: 1 leaves every row unaligned
+  index_t room = 0;                    ///< positions behind the last
+  index_t page = 0;                    ///< positions in a page, and the pages lie in no order; 0: the whole is one
+  index_t value_offset = 0;            ///< elements before the first value, on top of `offset`
+  Poison between = Poison::quiet_nan;  ///< whatever is no row
 };
 
-/// Keys and values of one layer. Whatever is no row is poison.
+/// Keys and values of one layer.
 template <recycled::Scalar T>
 class Cache {
  public:
@@ -79,8 +93,8 @@ class Cache {
         length_(length),
         layout_(layout),
         pages_(shuffled_pages()),
-        keys_(elements(shape_.head_dim), poison<T>()),
-        values_(elements(shape_.value_dim), poison<T>()) {}
+        keys_(elements(shape_.head_dim), poison<T>(layout.between)),
+        values_(layout.value_offset + elements(shape_.value_dim), poison<T>(layout.between)) {}
 
   /// Normal keys and values; the logits of normal queries are then about normal, too.
   static Cache random(const recycled::Shape& shape, index_t length, Random& random, Layout layout = {}) {
@@ -94,13 +108,14 @@ class Cache {
     return cache;
   }
 
-  /// The same rows in another layout.
-  Cache arranged(Layout layout) const {
+  /// The same rows in another layout; of KV head g those of head `heads`[g], if there are any.
+  Cache arranged(Layout layout, const std::vector<index_t>& heads = {}) const {
     Cache other(shape_, length_, layout);
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      const index_t from = heads.empty() ? g : heads[static_cast<std::size_t>(g)];
       for (index_t j = 0; j < length_; ++j) {
-        std::copy_n(view().key(j, g), row_elements(shape_.head_dim), other.key(j, g));
-        std::copy_n(view().value(j, g), row_elements(shape_.value_dim), other.value(j, g));
+        std::copy_n(view().key(j, from), row_elements(shape_.head_dim), other.key(j, g));
+        std::copy_n(view().value(j, from), row_elements(shape_.value_dim), other.value(j, g));
       }
     }
     return other;
@@ -109,13 +124,14 @@ class Cache {
   recycled::KvView<T> view() const { return view(length_); }
   recycled::KvView<T> view(index_t length) const {
     return {keys_.data() + layout_.offset,
-            values_.data() + layout_.offset,
+            values_.data() + layout_.offset + layout_.value_offset,
             strides(shape_.head_dim),
             strides(shape_.value_dim),
             length,
             {pages_.empty() ? nullptr : pages_.data(), std::max(layout_.page, index_t{1})}};
   }
   const recycled::Shape& shape() const { return shape_; }
+  const Layout& layout() const { return layout_; }
   index_t length() const { return length_; }
 
   void set_key(index_t position, index_t head, const std::vector<float>& row) {
@@ -126,6 +142,13 @@ class Cache {
   }
   void poison_key(index_t position, index_t head) { *key(position, head) = poison<T>(); }
   void poison_value(index_t position, index_t head) { *value(position, head) = poison<T>(); }
+  /// The whole rows of all heads.
+  void spoil(index_t position, Poison kind) {
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      std::fill_n(key(position, g), row_elements(shape_.head_dim), poison<T>(kind));
+      std::fill_n(value(position, g), row_elements(shape_.value_dim), poison<T>(kind));
+    }
+  }
 
   /// What is stored, as floats.
   Rows keys(index_t head) const { return decoded(head, shape_.head_dim, &recycled::KvView<T>::key); }

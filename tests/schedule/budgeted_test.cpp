@@ -133,6 +133,16 @@ TEST(Budget, IsCheckedAndNamed) {
             "recycled: Budgeted.longest = 0, expected at least 1");
 }
 
+TEST(Budgeted, HeadsThatAreNoNumbersAreRefused) {
+  const auto budget = std::make_shared<Budget>(0.5F);
+  const auto message = [&](const Budgeted::Head& head) {
+    return message_of([&] { detail::validate(Budgeted{budget, 64, {{}, head}}); });
+  };
+  EXPECT_EQ(message({.loss = std::nanf("")}), "recycled: Budgeted.heads.loss = nan, expected 0 to 1");
+  EXPECT_EQ(message({.turn = -1}), "recycled: Budgeted.heads.turn = -1, expected 0 to 2");
+  EXPECT_EQ(message({.loss = 1, .turn = 2, .last_turn = std::nanf("")}), "") << "the last query may have been none";
+}
+
 /// Layers whose queries turn at different speeds, under one budget.
 class Competing : public testing::Test {
  protected:

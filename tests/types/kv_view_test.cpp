@@ -168,6 +168,27 @@ TEST(KvView, StridesMustNotOverflow) {
   EXPECT_NE(rejection(view).find("KvView.length = 1099511627777, expected at most 2^40"), std::string::npos);
 }
 
+TEST(KvView, AStrideOfASingleRowMustNotOverflowEither) {
+  const Shape one{1, 1, 8, 5};
+  for (const index_t stride : {std::numeric_limits<index_t>::min(), std::numeric_limits<index_t>::max() / 4,
+                               std::numeric_limits<index_t>::max()}) {
+    auto view = good();
+    view.length = 1;
+    view.key_strides.position = stride;
+    EXPECT_NE(rejection(view, one).find("KvView.key_strides.position = " + std::to_string(stride) + ", expected"),
+              std::string::npos);
+    view = good();
+    view.value_strides.head = stride;
+    EXPECT_NE(rejection(view, one).find("KvView.value_strides.head = " + std::to_string(stride) + ", expected"),
+              std::string::npos);
+  }
+}
+
+TEST(KvView, HeadMajorRefusesRoomThatOverflows) {
+  EXPECT_EQ(message_of([] { KvView<float>::head_major(memory.data(), memory.data(), shape, 10, index_t{1} << 62); }),
+            says("head_major: room of a head", "4611686018427387904 * 8", "a product below 2^63"));
+}
+
 TEST(KvView, StridesThatLeadNowhereAreNotAsked) {
   auto view = good();
   view.length = 1;

@@ -28,7 +28,7 @@ class Budget {
   float share() const noexcept { return share_; }
   /// The attention mass that a head may have lost before it refreshes; above 1 none does.
   float allowed_loss() const noexcept { return loss_.load(std::memory_order_relaxed); }
-  /// The share that has been read so far; 0 before the first step.
+  /// The share that has been read so far; 0 before the first step. What lies 2^60 bytes back begins to count less.
   double spent() const noexcept {
     const auto full = static_cast<double>(full_.load(std::memory_order_relaxed));
     return full > 0 ? static_cast<double>(read_.load(std::memory_order_relaxed)) / full : 0;
@@ -53,8 +53,9 @@ class Budget {
   void account(const Cost& cost) noexcept {
     constexpr auto relaxed = std::memory_order_relaxed;
     read_.fetch_add(cost.bytes_read, relaxed);
-    const auto full = static_cast<double>(full_.fetch_add(cost.bytes_full, relaxed) + cost.bytes_full);
-    const double mean = full / static_cast<double>(steps_.fetch_add(1, relaxed) + 1);
+    const std::uint64_t before = full_.fetch_add(cost.bytes_full, relaxed), full = before + cost.bytes_full;
+    const double mean = static_cast<double>(full) / static_cast<double>(steps_.fetch_add(1, relaxed) + 1);
+    if (before < most_bytes && full >= most_bytes) halve();
     index_t layers = layers_.load(relaxed);
     while (layers <= cost.layer && !layers_.compare_exchange_weak(layers, cost.layer + 1, relaxed)) {
     }
@@ -80,6 +81,8 @@ class Budget {
     io.plain(loss, read, full, steps);
     io.count(layers, 1, index_t{1} << 20, "layers that share a budget");
     detail::require(loss >= least_loss && loss <= most_loss, "saved state: loss", loss, "1e-4 to 1.5");
+    detail::require(full < 2 * most_bytes && read < 2 * most_bytes, "saved state: bytes of a budget",
+                    std::max(full, read), "less than 2^62");
     io.end("the budget");
     if constexpr (Io::loads) {
       budget.loss_ = loss;
@@ -89,6 +92,13 @@ class Budget {
       budget.layers_ = layers;
     }
   }
+  /// Sums never overflow: 2^61 bytes are some weeks of a busy host. Only the thread that comes past them is here.
+  void halve() noexcept {
+    for (auto* const sum : {&read_, &full_, &steps_})
+      sum->fetch_sub(sum->load(std::memory_order_relaxed) / 2, std::memory_order_relaxed);
+  }
+
+  static constexpr std::uint64_t most_bytes = std::uint64_t{1} << 61;
   static constexpr double rate = 0.3;  // for a token in all its layers: settles within some ten of them
   static constexpr float least_loss = 1e-4F;
   static constexpr float most_loss = 1.5F;  // what nobody can lose

@@ -52,11 +52,16 @@ struct Budgeted {
   void validate() const {
     detail::require(budget != nullptr, "Budgeted.budget", "nullptr", "a budget: std::make_shared<Budget>(share)");
     detail::require(longest >= 1, "Budgeted.longest", longest, "at least 1");
+    for (const Head& head : heads) {
+      detail::require(head.loss >= 0 && head.loss <= 1, "Budgeted.heads.loss", head.loss, "0 to 1");
+      detail::require(head.turn >= 0 && head.turn <= most_turn, "Budgeted.heads.turn", head.turn, "0 to 2");
+    }
   }
 
  private:
   static constexpr float least_turn = 1e-6F;
-  static constexpr float news = 0.1F;  // share of the latest refresh in what is known
+  static constexpr float most_turn = 2.001F;  // 2, and what rounding makes of it
+  static constexpr float news = 0.1F;         // share of the latest refresh in what is known
 };
 
 }  // namespace recycled::inline RECYCLED_ABI

@@ -75,7 +75,10 @@ struct KvView {
     const auto [key_row, value_row] = row_elements(shape);
     detail::require(max_length >= length, "head_major: max_length", max_length,
                     [&] { return detail::text("at least the length, ", length); });
-    return {keys, values, {key_row, max_length * key_row}, {value_row, max_length * value_row}, length, {}};
+    const auto room = [&](index_t row) {
+      return detail::checked_product(max_length, row, "head_major: room of a head");
+    };
+    return {keys, values, {key_row, room(key_row)}, {value_row, room(value_row)}, length, {}};
   }
 
  private:
@@ -110,7 +113,10 @@ void check(const KvView<T>& view, const Shape& shape, index_t known = 0) {
   require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
   const index_t rows = checked_rows(view.pages, known, view.length);
   const auto stride = [&](index_t value, index_t least, index_t count, std::string_view name) {
-    require(count == 1 || (value >= least && value <= std::numeric_limits<index_t>::max() / 2 / count), name, value,
+    // In bytes, and some rows further on, which are asked for ahead. Where there is one row alone it leads nowhere, but
+    // is multiplied all the same.
+    const index_t most = std::numeric_limits<index_t>::max() / 2 / std::max(count, index_t{8}) / index_t{sizeof(T)};
+    require(value <= most && value >= (count == 1 ? -most : least), name, value,
             [&] { return text("at least one row of ", least, " elements, and no overflow over ", count); });
   };
   const index_t key_row = shape.head_dim / values_per_element<T>;
