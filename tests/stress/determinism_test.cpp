@@ -45,7 +45,7 @@ template <Scalar T, Scalar R = T>
 Compared run_threads() {
   Compared compared;
   ThreadPool one(1), two(2), three(3), eight(8);
-  stress::cases(stress::effort(12), [&](Random& random) {
+  stress::cases(stress::effort(10), [&](Random& random) {
     // Long enough that a single KV head is cut in several pieces.
     const auto life = some_life<T, R>(random, 600);
     const auto rows = life.cache(random, Life<T, R>::any_layout(random));
@@ -100,7 +100,7 @@ template <Scalar T, Scalar R = T>
 Compared run_again() {
   Compared compared;
   ThreadPool three(3);
-  stress::cases(stress::effort(4), [&](Random& random) {
+  stress::cases(stress::effort(2), [&](Random& random) {
     const auto life = some_life<T, R>(random, 100);
     const auto rows = life.cache(random, Life<T, R>::any_layout(random));
     const Outcome expected = life.live(rows, three);

@@ -109,8 +109,7 @@ class Life {
     outcome.outputs.reserve(queries_.size());
     if (start == Start::observe) layer.observe(asked(prompt - observed_, observed_, 0), prompt);
     if (start == Start::prefill) {
-      const index_t first = prompt / 3;
-      for (const auto& [begin, end] : {std::pair{index_t{0}, first}, {first, prompt}}) {
+      for (index_t begin = 0, end = prompt / 3; begin < prompt; begin = end, end = prompt) {
         if (begin == end) continue;
         before(rows, layer, end);
         call(outcome, end - begin, offset, [&](std::span<float> out) {

@@ -24,7 +24,7 @@ long run_layouts() {
   long compared = 0;
   index_t kinds[3] = {};
   ThreadPool pool(1);
-  stress::cases(stress::effort(50), [&](Random& random) {
+  stress::cases(stress::effort(40), [&](Random& random) {
     const Life<T, R> life(random);
     const auto rows = life.cache(random);
     const Outcome expected = life.live(rows, pool);
@@ -118,7 +118,7 @@ template <Scalar T, Scalar R = T>
 long run_slots() {
   long compared = 0, different = 0;
   ThreadPool pool(1);
-  stress::cases(stress::effort(50), [&](Random& random) {
+  stress::cases(stress::effort(40), [&](Random& random) {
     const Life<T, R> life(random);
     const Shape& shape = life.shape;
     if (life.length < 9 || life.options.capacity < 4) return;

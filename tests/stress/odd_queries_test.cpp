@@ -217,6 +217,43 @@ void run_types(const char* what, bool infinite) {
                  std::to_string(cases) + " cases of schedule, type, sketch and place recover");
 }
 
+/// What the schedule compares in place of the query is odd, the query is not.
+template <Scalar T>
+long run_compared() {
+  long cases = 0;
+  const Given<T> given;
+  ThreadPool pool(1);
+  for (const Scheduled& of : schedules()) {
+    for (const float odd : {nan, inf, -inf}) {
+      for (const index_t coordinates : {0, 8}) {
+        SCOPED_TRACE(testing::Message() << of.name << ", " << odd << ", " << coordinates << " coordinates");
+        const auto layer = reference::make_layer<T>(
+            shape, {.capacity = capacity, .sketch = {.coordinates = coordinates}}, of.schedule, {.pool = 1});
+        layer->observe(given.prompt_queries, prompt);
+        const std::vector<float>& query = given.queries[0];
+        std::vector<float> out(query.size()), spoilt = query;
+        spoilt[at((odd_head * group + 1) * dim)] = odd;
+        index_t recycled = 0;
+        for (index_t i = 1; i <= behind; ++i) {
+          layer->step(query, given.rows.view(prompt + i), out, pool, i == 4 ? spoilt : query);
+          EXPECT_TRUE(std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) << "step " << i;
+          if (i == 4 && of.compares) {
+            EXPECT_NE(layer->last_step(odd_head), StepKind::recycled);
+          }
+          recycled += i > 5 && layer->last_step(odd_head) == StepKind::recycled ? 1 : 0;
+        }
+        EXPECT_EQ(recycled > 0, !std::holds_alternative<AlwaysFull>(of.schedule.one)) << "refreshes for ever";
+        ++cases;
+      }
+    }
+  }
+  return cases;
+}
+
+TEST(OddQuery, ThatIsOnlyComparedMakesARefreshAndNothingElse) {
+  stress::report("odd queries, compared", std::to_string(run_compared<float>() + run_compared<q8_0>()) +
+                                              " cases of schedule, type and sketch recover");
+}
 TEST(OddQuery, ThatIsNoNumberHugeOrZeroSpoilsItsOwnStepAndNoScheduleForEver) { run_types("NaN, huge, zero", false); }
 TEST(OddQuery, ThatIsInfiniteMakesTheNextStepFullWhateverItsLogitsAre) { run_types("infinite", true); }
 

@@ -65,7 +65,7 @@ template <Scalar T, Scalar R = T>
 long run(Where where) {
   long spoilt = 0;
   ThreadPool pool(1);
-  stress::cases(stress::effort(30), [&](Random& random) {
+  stress::cases(stress::effort(16), [&](Random& random) {
     Life<T, R> life(random);
     if (where == Where::out_of_the_window) {
       life.options.attention.window = random.between(1, 40);
@@ -103,7 +103,7 @@ template <Scalar T>
 long run_free() {
   long compared = 0;
   ThreadPool pool(1);
-  stress::cases(stress::effort(40), [&](Random& random) {
+  stress::cases(stress::effort(30), [&](Random& random) {
     Life<T> life(random);
     life.options.attention = {};
     life.options.capacity = std::max<index_t>(life.options.capacity, 8);
