@@ -85,7 +85,7 @@ class ScoreBoard {
       prefer_ends(ranked, newcomer_rank, std::numeric_limits<float>::infinity());
       const kernels::PositionBits chosen = mark_with_last(g, std::span<const float>(ranked));
       ranked.back() = newcomer_rank;
-      return cache.rebuild(g, chosen, sketched_count(length), by(ranked), view, length - 1);
+      return cache.rebuild(g, chosen, sketched_count(length), RankOf{ranked}, view, length - 1);
     }
     // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
     // only to one of twice its weight.
@@ -124,7 +124,7 @@ class ScoreBoard {
       chosen.insert(p);
       ++count;
     }
-    cache.rebuild(g, chosen, count, by(ranked), view, own);
+    cache.rebuild(g, chosen, count, RankOf{ranked}, view, own);
   }
   /// One of these positions of KV head `g` that comes twice, or -1; negative ones don't count.
   index_t repeated(index_t g, std::span<const index_t> positions) noexcept {
@@ -209,15 +209,17 @@ class ScoreBoard {
   kernels::PositionBits bits(index_t g, index_t length) noexcept {
     return {chosen_bits_.data() + g * (room_ / 64), length};
   }
-  static auto by(std::span<const float> ranked) noexcept {
-    return [ranked](index_t p) { return ranked.data()[p]; };
-  }
+  /// Ranks as a cache asks for them.
+  struct RankOf {
+    std::span<const float> ranks;
+    float operator()(index_t p) const noexcept { return ranks.data()[p]; }
+  };
   template <Scalar T, Scalar R>
   void rebuild(index_t g, std::span<const float> ranked, index_t count, const KvView<T>& view, index_t own,
                RecycleCache<R>& cache) noexcept {
     const kernels::PositionBits chosen = bits(g, static_cast<index_t>(ranked.size()));
     kernels::mark_largest(ranked, count, chosen);
-    cache.rebuild(g, chosen, count, by(ranked), view, own);
+    cache.rebuild(g, chosen, count, RankOf{ranked}, view, own);
   }
   kernels::CodeWeights sketched_weights(const kernels::CodeLogits<Isa>& logits, std::span<const float> lse,
                                         index_t length) noexcept {
