@@ -100,8 +100,8 @@ template <Scalar T, Scalar R = T>
 Compared run_again() {
   Compared compared;
   ThreadPool three(3);
-  stress::cases(stress::effort(2), [&](Random& random) {
-    const auto life = some_life<T, R>(random, 100);
+  stress::cases(stress::effort(4), [&](Random& random) {
+    const auto life = some_life<T, R>(random, 70);
     const auto rows = life.cache(random, Life<T, R>::any_layout(random));
     const Outcome expected = life.live(rows, three);
     for (int repeat = 0; repeat < 100; ++repeat) {
