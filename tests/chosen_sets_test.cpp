@@ -252,6 +252,7 @@ TEST(WrongChoice, IsNamedAndChangesNothing) {
   EXPECT_EQ(read.decoder.layer(0).recycled_positions(0), same.decoder.layer(0).recycled_positions(0));
 }
 
+#if defined(RECYCLED_HAS_EXCEPTIONS)
 TEST(Choice, ThatAnExecutorCutsShortIsNoSet) {
   Read<half> read(50);
   (void)read.step();
@@ -264,6 +265,7 @@ TEST(Choice, ThatAnExecutorCutsShortIsNoSet) {
   (void)read.step();
   EXPECT_EQ(read.decoder.layer(0).last_step(0), StepKind::full);
 }
+#endif
 
 TEST(WrongChoice, ForAnEmptyDecoderSaysSo) {
   Decoder<half> decoder({1, shape}, {.capacity = 4});

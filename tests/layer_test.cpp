@@ -1,5 +1,6 @@
 // Door 1: LayerAttention over memory that the host owns.
 #include "reference/lockstep.hpp"
+#include "reference/messages.hpp"
 
 namespace {
 
@@ -190,6 +191,42 @@ TEST(LayerAttention, ComparesWhatThePromptWasGiven) {
       layer->step(host.tokens[prompt].query, host.cache.view(prompt + 1), out, Serial{}, same ? towards : away);
       EXPECT_EQ(layer->last_step(0), same ? StepKind::recycled : StepKind::full);
     }
+  }
+}
+
+TEST(LayerAttention, ComparesWithNothingWhereTheComparedTokenIsTakenBack) {
+  // What the host gave for comparison is known of the prompt's last token alone.
+  const Host<float> host({});
+  const std::vector<float> towards(reference::at(shape.query_size()), 1.0F);
+  for (const bool given : {true, false}) {
+    LayerAttention<float, QuerySimilarity> layer(shape, {.capacity = 16}, {1, -1}, {.observation_window = 4});
+    layer.observe(host.queries(prompt - 4, prompt), prompt,
+                  given ? std::span<const float>(towards) : std::span<const float>());
+    layer.truncate(prompt - 1);
+    host.steps(layer, prompt - 1, prompt);
+    EXPECT_EQ(layer.last_step(0), given ? StepKind::full : StepKind::recycled);
+  }
+}
+
+TEST(LayerAttention, ChoosesByNoQueryFromBeforeTokensThatNobodySaw) {
+  const Host<float> host({});
+  const TopK window{.pool = 1, .observation_window = 6};
+  LayerAttention<float> layer(shape, {.capacity = 16}, {}, window), other = layer;
+  layer.observe(host.queries(30, 36), 36);
+  layer.observe(host.queries(prompt - 2, prompt), prompt);
+  other.observe(host.queries(prompt - 2, prompt), prompt);
+  layer.prepare(host.cache.view(prompt));
+  other.prepare(host.cache.view(prompt));
+  EXPECT_EQ(layer.recycled_positions(0).size(), 16U);
+  for (index_t g = 0; g < 2; ++g) EXPECT_EQ(layer.recycled_positions(g), other.recycled_positions(g));
+}
+
+TEST(LayerAttention, HasNoOtherHeadsThanItsOwn) {
+  const LayerAttention<float> layer(shape, {.capacity = 16});
+  for (const index_t head : {-1, 2}) {
+    const std::string message = says("kv_head", std::to_string(head), "0 to 1");
+    EXPECT_EQ(message_of([&] { (void)layer.last_step(head); }), message);
+    EXPECT_EQ(message_of([&] { (void)layer.recycled_positions(head); }), message);
   }
 }
 

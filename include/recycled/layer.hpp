@@ -24,11 +24,11 @@ namespace recycled::inline RECYCLED_ABI {
 /// (65504) becomes infinite: such rows need bfloat16.
 ///
 /// A value: copies share nothing but what their schedules point to (Budgeted does), and a failed assignment changes
-/// nothing; one object serves one layer of one sequence.
-/// Different objects may be used from different threads at the same time unless they share a Scratch, one object from
-/// one thread at a time. Wrong arguments throw std::invalid_argument and leave the layer as it was. After an executor
-/// that throws the length is as it was; if that was in a step, the next one is full or chooses the prompt's set again.
-/// A layer that was moved from may be assigned to or destroyed. `out` must not overlap the other arguments.
+/// nothing; one object serves one layer of one sequence. Different objects may be used from different threads at the
+/// same time unless they share a Scratch, one object from one thread at a time, and its const members from several.
+/// Wrong arguments throw std::invalid_argument and leave the layer as it was. After an executor that throws the length
+/// is as it was; if that was in a step, the next one is full or chooses the prompt's set again. A layer that was moved
+/// from may be assigned to or destroyed. `out` must not overlap the other arguments.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK, Scalar R = T>
 class LayerAttention {
   static_assert(std::same_as<R, T> || std::same_as<R, half> || std::same_as<R, bfloat16>,

@@ -3,11 +3,16 @@
 #pragma once
 
 #include <gtest/gtest.h>
+
+#if !defined(__cpp_exceptions)
+#include "reference/no_exceptions.hpp"
+#endif
+
 #include <recycled/recycled.hpp>
 
-#define COMPILED_KERNELS(Prefix, T)                                                                                 \
+#define COMPILED_KERNELS(Prefix, T)                                                                                  \
   Prefix template void attend_block<simd::native, T>(const Rows<T>&, const Rows<T>&, index_t, const Queries&, float, \
-                                                     const TileState&, const LogitSink&, const T*);                 \
+                                                     const TileState&, const LogitSink&, const T*);                  \
   Prefix template void score_block<simd::native, T>(const Rows<T>&, const Rows<T>&, index_t, const Queries&, float*, \
                                                     float*);
 

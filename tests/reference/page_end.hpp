@@ -6,7 +6,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 namespace reference {
 
@@ -15,7 +14,7 @@ class PageEnd {
   explicit PageEnd(std::size_t bytes) : page_(static_cast<std::size_t>(::sysconf(_SC_PAGESIZE))) {
     readable_ = (bytes + page_ - 1) / page_ * page_;
     start_ = ::mmap(nullptr, readable_ + page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (start_ == MAP_FAILED) throw std::bad_alloc();
+    if (start_ == MAP_FAILED) std::abort();
     if (::mprotect(static_cast<char*>(start_) + readable_, page_, PROT_NONE) != 0) std::abort();
   }
   ~PageEnd() { ::munmap(start_, readable_ + page_); }

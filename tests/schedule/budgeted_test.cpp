@@ -95,6 +95,9 @@ TEST(Budget, CountsWhatIsSpent) {
   Budget budget(0.25F);
   EXPECT_EQ(budget.share(), 0.25F);
   EXPECT_EQ(budget.spent(), 0);
+  const float first = budget.allowed_loss();
+  budget.account({});  // a step that sees nothing, before there is anything to compare with
+  EXPECT_EQ(budget.allowed_loss(), first);
   budget.account({.bytes_read = 30, .bytes_full = 40});
   budget.account({.layer = 3, .bytes_read = 10, .bytes_full = 60});
   EXPECT_DOUBLE_EQ(budget.spent(), 0.4);

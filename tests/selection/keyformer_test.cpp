@@ -29,6 +29,15 @@ TEST(Keyformer, HasATemperatureThatRisesToTwo) {
   EXPECT_EQ(keyformer.temperature(69), 1.5F);
 }
 
+TEST(Keyformer, CountsFromTheFirstStepWhereTheHostChoseTheSet) {
+  Keyformer keyformer{.recent = 1, .tokens = 10};
+  const std::vector<index_t> positions{3, 29, 7};
+  std::vector<float> ranks(3);
+  keyformer.attended({positions, std::vector<float>(3, -1)}, ranks);
+  EXPECT_EQ(keyformer.temperature(28), 1);
+  EXPECT_EQ(keyformer.temperature(29), 1.1F);
+}
+
 TEST(Gumbel, HasItsMeanAndVarianceAndIsFinite) {
   constexpr index_t count = 1000000;
   double sum = 0, squares = 0, neighbours = 0;

@@ -86,6 +86,7 @@ TEST(SketchedLife, HasTheSameBitsOnAnyNumberOfThreads) {
   EXPECT_GT(one.statistics()[1].heads[0].sketched_steps, 5U);
 }
 
+#if defined(RECYCLED_HAS_EXCEPTIONS)
 struct Failing {
   int left;  ///< parallel regions, the last of which throws
   template <class F>
@@ -128,5 +129,6 @@ TEST(SketchedLife, SurvivesAnExecutorThatThrows) {
     EXPECT_GT(failed.statistics()[0].heads[0].sketched_steps, 5U);
   }
 }
+#endif
 
 }  // namespace

@@ -152,6 +152,29 @@ TEST(KvView, RowsMustNotOverlap) {
   EXPECT_EQ(rejection(view), says("KvView.value_strides.head", "4", expectation(5, 3)));
 }
 
+TEST(KvView, HeadsMustNotShareRows) {
+  const auto expect = [](const auto& change, const std::string& message) {
+    KvView<float> view = good();
+    change(view);
+    EXPECT_EQ(rejection(view), message);
+  };
+  const std::string apart = "rows that don't overlap: all heads within a position, or all positions within a head";
+  // Head 1 of a position would begin where head 0 of the next one does, or within the row of head 0 of the last one.
+  expect([](auto& view) { view.key_strides = {8, 8}; }, says("KvView.key_strides (position, head)", "8, 8", apart));
+  expect(
+      [](auto& view) {
+        view.value_strides = {5, 49};
+      },
+      says("KvView.value_strides (position, head)", "5, 49", apart));
+  expect(
+      [](auto& view) {
+        view.value_strides = {14, 5};
+      },
+      says("KvView.value_strides (position, head)", "14, 5", apart));
+  expect([](auto& view) { view.value_strides = {5, 50}; }, "");
+  expect([](auto& view) { view.value_strides = {15, 5}; }, "");
+}
+
 TEST(KvView, StridesMustNotOverflow) {
   auto view = good();
   view.key_strides.position = std::numeric_limits<index_t>::max() / 4;

@@ -11,7 +11,8 @@
 namespace recycled::inline RECYCLED_ABI {
 
 /// One layer's keys and values, [kv_head, position, dim], so that a head's rows are one run of memory. Grows by
-/// doubling unless its final size is reserved.
+/// doubling unless its final size is reserved. Written by one thread at a time; const members, and the rows of a view,
+/// are for several.
 template <Scalar T>
 class KvCache {
  public:

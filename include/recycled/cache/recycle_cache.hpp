@@ -17,7 +17,7 @@ namespace recycled::inline RECYCLED_ABI {
 
 /// K + 1 slots for each KV head: at a recycled step the new token takes the free one, attention reads all of them in
 /// one contiguous run, and then the entry of lowest rank leaves: its slot is the next free one. No row ever moves for
-/// that. Rows are of type R, whatever the host's are.
+/// that. Rows are of type R, whatever the host's are. Heads may be worked on in parallel, each by one thread at a time.
 template <Scalar R>
 class RecycleCache {
  public:

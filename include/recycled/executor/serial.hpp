@@ -20,7 +20,7 @@ concept Executor = requires(E& executor, index_t n, void (*f)(index_t)) {
   executor(n, f);
 };
 
-/// Runs everything on the calling thread: the default.
+/// Runs everything on the calling thread: the default. Any number of threads may use one.
 struct Serial {
   template <class F>
   void operator()(index_t n, const F& f) const {

@@ -11,8 +11,8 @@
 namespace recycled::inline RECYCLED_ABI {
 
 /// Threads that help the caller with one parallel region at a time. A thread works on neighbouring pieces as long as it
-/// has some, then on what others have left. Use it from one thread at a time; several pools may exist. Pieces must not
-/// throw and must not call the pool again.
+/// has some, then on what others have left. Use it from one thread at a time, whichever that is; several pools may
+/// exist. Pieces must not throw and must not call the pool again.
 class ThreadPool {
  public:
   /// `threads` >= 1 counts the caller: ThreadPool{1} starts none.

@@ -13,7 +13,7 @@ namespace recycled::inline RECYCLED_ABI {
 /// How much of full attention's bytes schedules may read together, and what loss of attention mass keeps them at it: it
 /// rises while they read more and sinks while they read less, so that what they read is the share on average. The
 /// layers of one decoder are meant to share one, and so may all sequences of a host. Safe to use from several threads
-/// at a time; what each of them does then depends on the others.
+/// at a time, but for load(); what each of them does then depends on the others.
 class Budget {
  public:
   /// share: in (0, 1], of the bytes that full attention would read. Recycled steps alone read (K + 1) / length, and

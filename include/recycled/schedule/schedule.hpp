@@ -49,8 +49,8 @@ struct Cost {
 
 /// A schedule is copyable, moves without throwing, and decides: recycled or, for a refresh, full. Where the layer has a
 /// sketch a refresh is a sketched step most of the time, and counts as a full one for all that a schedule is told. One
-/// object serves a layer; with `static constexpr bool per_head = true` it is asked about every KV head, else once about
-/// all of them. Optional members:
+/// object serves a layer, on the thread that calls it; with `static constexpr bool per_head = true` it is asked about
+/// every KV head, else once about all of them. Optional members:
 ///     void observe(const Refresh&)          after every full step of a head that replaced a set; must not throw
 ///     void spent(const Cost&)               after every step of the layer; must not throw
 ///     void reserve(index_t kv_heads)        once a layer is made: for how many heads it will be asked; may throw

@@ -21,7 +21,8 @@
 
 namespace recycled::inline RECYCLED_ABI {
 
-/// The sketch of all KV heads of one layer. Heads may be worked on in parallel; a value, and one of a layer.
+/// The sketch of all KV heads of one layer. Heads may be worked on in parallel, each by one thread at a time; a value,
+/// and one of a layer.
 template <Scalar T>
 class KeySketch {
  public:
