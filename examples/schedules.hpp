@@ -23,22 +23,23 @@ using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recy
 struct NamedSchedule {
   std::string name;  ///< as the user wrote it
   AnySchedule schedule;
-  bool sketched = false;           ///< its refreshes read a sketch of the keys
+  bool sketched = false;           ///< its refreshes read a sketch of the keys,
+  bool by_keys = false;            ///< or the keys alone
   index_t observation_window = 1;  ///< prompt queries that choose the first set
   Baseline baseline = {};          ///< makes the selection in place of selection(), if there is one
 
   /// How many of the prompt's last tokens are of use: a sketch learns from 64 what queries are like.
   index_t prompt_queries() const { return std::max(observation_window, index_t{sketched ? 64 : 1}); }
   /// For LayerAttention: 32 coordinates are a sixteenth of what a row of 128 halves takes, an eighth of one of 64.
-  recycled::SketchOptions sketch() const { return {.coordinates = sketched ? 32 : 0}; }
+  recycled::SketchOptions sketch() const { return {.coordinates = sketched ? 32 : 0, .keys = by_keys}; }
   /// A sketch's scores are noise to a pool: it would spread what is high by chance.
   recycled::TopK selection() const { return {.pool = sketched ? 1 : 7, .observation_window = observation_window}; }
 };
 
 inline constexpr std::string_view known_schedules =
     "always, never, fixed-stride:STRIDE, query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE, "
-    "budgeted:SHARE; all but the first two also with :sketch at their end; never refreshed: snapkv, snapkv:WINDOW, "
-    "sliding-window, streaming-llm, h2o, h2o:WINDOW, keyformer, keyformer:WINDOW";
+    "budgeted:SHARE; all but the first two also with :sketch or :keys at their end; never refreshed: snapkv, "
+    "snapkv:WINDOW, sliding-window, streaming-llm, h2o, h2o:WINDOW, keyformer, keyformer:WINDOW";
 
 inline std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
@@ -85,19 +86,21 @@ inline std::optional<NamedSchedule> parse_baseline(const std::string& text, cons
 inline NamedSchedule parse_schedule(const std::string& option, const std::string& text) {
   std::vector<std::string> parts = split(text, ':');
   const bool sketched = parts.size() > 1 && parts.back() == "sketch";
-  if (sketched) parts.pop_back();
+  const bool by_keys = parts.size() > 1 && parts.back() == "keys";
+  if (sketched || by_keys) parts.pop_back();
   const auto is = [&](std::string_view name, std::size_t parameters) {
     return parts[0] == name && parts.size() == 1 + parameters;
   };
   const auto stride = [&] { return parse_number<index_t>("stride", parts[1]); };
   const auto checked = [&](auto schedule) {
     schedule.validate();
-    return NamedSchedule{text, std::move(schedule), sketched};
+    return NamedSchedule{text, std::move(schedule), sketched, by_keys};
   };
   try {
-    if (is("always", 0) && !sketched) return {text, recycled::AlwaysFull{}};
-    if (is("never", 0) && !sketched) return {text, recycled::NeverFull{}};
-    if (const auto named = sketched ? std::nullopt : parse_baseline(text, parts)) return *named;
+    const bool refreshes_fully = !sketched && !by_keys;
+    if (is("always", 0) && refreshes_fully) return {text, recycled::AlwaysFull{}};
+    if (is("never", 0) && refreshes_fully) return {text, recycled::NeverFull{}};
+    if (const auto named = refreshes_fully ? parse_baseline(text, parts) : std::nullopt) return *named;
     if (is("self-calibrating", 0)) return checked(recycled::SelfCalibrating{});
     if (is("self-calibrating", 1)) {
       return checked(recycled::SelfCalibrating{.late = parse_number<float>("late", parts[1])});

@@ -159,17 +159,18 @@ TEST(SteadyDecoding, OverPagesAllocatesAtTheFirstStepAlone) {
 }
 TEST(SteadyDecoding, AllocatesNothingForASketch) {
   constexpr index_t more = 3 * prompt;
-  Decoder<half, SelfCalibrating> decoder({1, shape},
-                                         {.capacity = 24, .max_length = prompt + more, .sketch = {.coordinates = 16}});
-  reference::Tokens tokens(shape, 1);
-  reference::prefill(decoder, tokens.next(prompt));
-  const std::vector<Token> rest = tokens.next(more);
-  std::vector<float> out(reference::at(shape.query_size()));
-  const long count = allocations_of([&] {
-    for (const Token& token : rest) decoder.step(0, token.query, token.key, token.value, out);
-  });
-  EXPECT_EQ(count, 0);
-  EXPECT_GT(decoder.statistics()[0].total().sketched_steps, 20U);
+  for (const SketchOptions sketch : {SketchOptions{.coordinates = 16}, SketchOptions{.keys = true}}) {
+    Decoder<half, SelfCalibrating> decoder({1, shape}, {.capacity = 24, .max_length = prompt + more, .sketch = sketch});
+    reference::Tokens tokens(shape, 1);
+    reference::prefill(decoder, tokens.next(prompt));
+    const std::vector<Token> rest = tokens.next(more);
+    std::vector<float> out(reference::at(shape.query_size()));
+    const long count = allocations_of([&] {
+      for (const Token& token : rest) decoder.step(0, token.query, token.key, token.value, out);
+    });
+    EXPECT_EQ(count, 0);
+    EXPECT_GT(decoder.statistics()[0].total().sketched_steps, 20U);
+  }
 }
 
 TEST(SteadyDecoding, AllocatesNothingForABudgetSetsFromOutsideAndRowsOfAnotherType) {

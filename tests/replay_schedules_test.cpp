@@ -31,6 +31,19 @@ TEST(Schedules, MayHaveASketchAndACapacityOfTheirOwn) {
   EXPECT_EQ(schedules[2].capacity, 9);
 }
 
+TEST(Schedules, MayRefreshByKeys) {
+  const auto schedules = replay::parse_schedules("self-calibrating:0.25:keys@256,query-similarity:5:0.5:keys");
+  for (const replay::Policy& policy : schedules) {
+    EXPECT_TRUE(policy.sketch().keys);
+    EXPECT_EQ(policy.sketch().coordinates, 0);
+    EXPECT_EQ(policy.selection().pool, 7);
+    EXPECT_EQ(policy.prompt_queries(), 1);
+  }
+  EXPECT_EQ(schedules[0].name, "self-calibrating:0.25:keys@256");
+  EXPECT_EQ(std::get<recycled::SelfCalibrating>(schedules[0].schedule).late, 0.25F);
+  EXPECT_FALSE(replay::parse_schedules("self-calibrating:0.25:sketch")[0].sketch().keys);
+}
+
 TEST(Schedules, MayBeBaselinesThatAreNeverRefreshed) {
   const auto policies =
       replay::parse_schedules("snapkv,snapkv:7,sliding-window,streaming-llm@9,h2o,h2o:5,keyformer,keyformer:3@12");
@@ -78,6 +91,9 @@ TEST(Schedules, SayWhatIsWrongWithABaseline) {
 
 TEST(Schedules, ThatCantBeAreRefusedByName) {
   for (const char* text : {"never:sketch",
+                           "never:keys",
+                           "snapkv:keys",
+                           "fixed-stride:3:sketch:keys",
                            "always:sketch",
                            "sketch",
                            "fixed-stride:sketch",

@@ -95,7 +95,7 @@ TEST(SavedState, IsNotAnyFile) {
   EXPECT_EQ(error_of(decoder, other).substr(0, 34), "recycled: saved state: byte order ");
   other = saved(decoder);
   std::memcpy(other.data() + 20, &newer, 4);
-  EXPECT_EQ(error_of(decoder, other), "recycled: saved state: version = 7, expected 1, as here");
+  EXPECT_EQ(error_of(decoder, other), "recycled: saved state: version = 7, expected 2, as here");
 }
 
 TEST(SavedState, IsNotWrittenToAStreamThatFails) {

@@ -22,8 +22,8 @@ usage: replay --trace DIR --layer N --prompt P --capacity K [option...]     (def
   --schedule LIST   policies, separated by commas: always, never, fixed-stride:STRIDE,
                     query-similarity:STRIDE:THRESHOLD, self-calibrating, self-calibrating:LATE,
                     budgeted:SHARE; with :sketch behind any of the last five refreshes read a sketch of the
-                    keys; with @K behind that the policy has a capacity of its own, as
-                    self-calibrating:0.5:sketch@256. Baselines, never refreshed: snapkv, sliding-window,
+                    keys, with :keys the keys and of the values only those that they choose; with @K behind
+                    that the policy has a capacity of its own, as self-calibrating:0.5:sketch@256. Baselines, never refreshed: snapkv, sliding-window,
                     streaming-llm, h2o, keyformer; :WINDOW behind snapkv, h2o and keyformer: so many of the
                     prompt's last queries choose (32), as far as the trace has them; h2o:4096 of a prompt of
                     4096 tokens is what H2O does

@@ -35,6 +35,7 @@ class HeadSets {
         options_(options.attention),
         capacity_(options.capacity),
         full_every_(options.sketch.full_every),
+        by_keys_(recycles && options.sketch.keys && options.attention.window == 0),
         selections_(static_cast<std::size_t>(shape.kv_heads), selection, recycles ? options.max_length : 0),
         heads_(shape.kv_heads, Head{}) {
     if (recycles) cache_ = RecycleCache<R>(shape, options.capacity);
@@ -60,12 +61,15 @@ class HeadSets {
   /// Whether KV head `g` may refresh by the sketch at the step that makes `length` positions. What a sketch finds it
   /// takes from a set's place alone, so nothing must be missing there; a set that has room for all needs no sketch.
   bool sketches(index_t g, index_t length) const noexcept {
-    return sketch_ && sketch_->built(g) && !heads_[g].must_refresh && length > capacity_ &&
-           heads_[g].sketched + 1 < full_every_;
+    if (heads_[g].must_refresh || length <= capacity_) return false;
+    return by_keys_ || (sketch_ && sketch_->built(g) && heads_[g].sketched + 1 < full_every_);
   }
+  /// Whether the keys themselves are the sketch.
+  bool by_keys() const noexcept { return by_keys_; }
   /// What a refresh of a KV head by the sketch reads of it.
   std::uint64_t sketch_bytes(index_t length) const noexcept {
-    return static_cast<std::uint64_t>(sketch_->bytes(length));
+    const index_t key_bytes = by_keys_ ? kernels::row_bytes<T>(shape_.head_dim) : 0;
+    return static_cast<std::uint64_t>(by_keys_ ? length * key_bytes : sketch_->bytes(length));
   }
   /// Queries of the prompt: they say what the sketch is for.
   void see(std::span<const float> queries) noexcept {
@@ -97,6 +101,21 @@ class HeadSets {
     if (!is_sound(lse)) return false;
     replace(g, kv, logits, lse, scores, [&] { scores.choose(g, selection(g), logits, lse, kv, cache_); });
     ++heads_[g].sketched;
+    return true;
+  }
+  /// The same by the logits of all keys, which stand on the board: of the earlier positions those that they choose, but
+  /// for one, and the new token.
+  bool refresh_by_keys(index_t g, const KvView<T>& kv, std::span<const float> lse, ScoreBoard& scores) noexcept {
+    if (!is_sound(lse)) return false;
+    const index_t own = kv.length - 1;
+    const Visible earlier(options_, own - 1);
+    scores.score(g, lse, earlier);
+    replace(g, kv, scores.logits(g), lse, scores, [&] {
+      scores.choose(g, selection(g), earlier, kv, false, cache_);
+      cache_.insert(g, own, kv);
+      cache_.settle(g, own);
+      cache_.close_gap(g);
+    });
     return true;
   }
   /// A new set by the logits of a full step, which stand on the board. They tell how good the old one was, and the
@@ -260,6 +279,7 @@ class HeadSets {
   AttentionOptions options_;
   index_t capacity_ = 0;
   index_t full_every_ = 1;  // of so many refreshes one is no sketched one
+  bool by_keys_ = false;    // refreshes read all keys, in place of a sketch
   index_t chosen_for_ = 0;  // the host chose what the step that makes so many positions recycles; 0: it didn't
   std::optional<KeySketch<T>> sketch_;
   Selections selections_;

@@ -65,6 +65,7 @@ class TokenAttention {
       return heads_[g].kind == StepKind::sketched && sketched >= enough_heads;
     };
     if (sketched > 0) {
+      if (sets_.by_keys()) read_keys(kv, executor);
       executor(shape_.kv_heads, [&](index_t g) {
         if (heads_[g].kind == StepKind::sketched) look_at_sketch(g, kv);
         if (!attends_alone(g)) return;
@@ -206,9 +207,24 @@ class TokenAttention {
     work_.merge(g, shape_.group(), shape_.value_dim, workspace(), out, lse_.data() + g * shape_.group());
   }
 
+  /// The keys of all that refresh by them: their logits, as for a full step, and no output.
+  template <class E>
+  void read_keys(const KvView<T>& kv, E& executor) {
+    work_.begin();
+    for (index_t g = 0; g < shape_.kv_heads; ++g) {
+      if (heads_[g].kind != StepKind::sketched) continue;
+      kernels::HeadWork<T> keys = host_work(g, kv, Visible(options_, kv.length - 1), true);
+      keys.values.dim = 0;
+      work_.read_host(keys);
+    }
+    attend(executor);
+  }
   /// A new set by the sketch. A query that is no number takes the safe way.
   void look_at_sketch(index_t g, const KvView<T>& kv) noexcept {
-    if (!sets_.refresh_by_sketch(g, kv, queries(g), lse_of(g), scores())) heads_[g].kind = StepKind::full;
+    if (sets_.by_keys()) merge(g, nullptr);
+    const bool sound = sets_.by_keys() ? sets_.refresh_by_keys(g, kv, lse_of(g), scores())
+                                       : sets_.refresh_by_sketch(g, kv, queries(g), lse_of(g), scores());
+    if (!sound) heads_[g].kind = StepKind::full;
   }
 
   /// After a head's pieces: its output, then a new set, or the one entry that leaves.

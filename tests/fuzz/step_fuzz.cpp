@@ -25,8 +25,9 @@ void steps(Bytes& bytes, const Policy& policy) {
   LayerOptions options{.capacity = bytes.between(1, 12)};
   if (bytes.between(0, 2) == 0)
     options.attention = {.soft_cap = 5, .window = bytes.between(1, 20), .sinks = bytes.between(0, 3)};
-  if (bytes.between(0, 1) == 0)
-    options.sketch = {.coordinates = 4 * bytes.between(1, 3), .full_every = bytes.between(1, 4)};
+  const index_t sketch = bytes.between(0, 3);
+  if (sketch < 2) options.sketch = {.coordinates = 4 * bytes.between(1, 3), .full_every = bytes.between(1, 4)};
+  if (sketch == 2) options.sketch = {.keys = true};
   LayerAttention<T, Policy> layer{shape,
                                   options,
                                   policy,

@@ -203,6 +203,8 @@ TEST(SketchedLayer, OptionsThatCantBeAreRefused) {
   }
   EXPECT_EQ(message({.coordinates = 32, .full_every = 0}),
             "recycled: SketchOptions.full_every = 0, expected at least 1");
+  EXPECT_EQ(message({.coordinates = 32, .keys = true}),
+            "recycled: SketchOptions.coordinates = 32, expected 0 with SketchOptions.keys");
 }
 
 /// Where there are enough heads, each attends as soon as it has its set: to the same rows, and with the same bits on

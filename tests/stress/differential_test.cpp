@@ -84,6 +84,7 @@ class Case {
     LayerOptions options{.capacity = random_.between(1, prompt_ + 4), .attention = attention_};
     if (random_.between(0, 1) == 0)
       options.sketch = {.coordinates = 4 * random_.between(1, 8), .full_every = random_.between(1, 9)};
+    if (random_.between(0, 3) == 0) options.sketch = {.keys = true};
     if (random_.between(0, 1) == 0) options.max_length = prompt_ + steps;
     return options;
   }

@@ -62,11 +62,13 @@ struct LogitSink {
 
 /// Adds the first `count` rows, at most a block, to the state: the module comment's three lines. Every row of the tile
 /// must see all of these positions. A row's arithmetic does not depend on which rows share its tile. `next`:
-/// the key that is read after this block, or null.
+/// the key that is read after this block, or null. Values of no dimension are not read, and leave the output alone.
 template <class Isa, Scalar T>
 void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t count, const Queries& queries, float soft_cap,
                   const TileState& state, const LogitSink& sink = {}, const T* next = nullptr) {
-  score_block<Isa>(keys, values, count, queries, state.scales, state.logits);
+  const bool keys_alone = values.dim == 0;
+  const Rows<T> wanted = keys_alone ? Rows<T>{next != nullptr ? next : keys.first, keys.stride, keys.dim} : values;
+  score_block<Isa>(keys, wanted, count, queries, state.scales, state.logits);
   for (index_t r = 0; r < queries.rows; ++r) {
     float* logits = state.logits + r * logit_stride;
     if (soft_cap > 0) {
@@ -78,6 +80,7 @@ void attend_block(const Rows<T>& keys, const Rows<T>& values, index_t count, con
     if (sink.first != nullptr) std::copy(logits, logits + count, sink.first + r * sink.stride);
     state.correction[r] = soften<Isa>(logits, count, state.max[r], state.sum[r], state.sum_lost[r]);
   }
+  if (keys_alone) return;
   for_row_tiles<Isa::most_value_rows>(queries.rows, [&](auto tile, index_t r) {
     value_rows<Isa, tile()>(ValueBlock<T>{.values = values,
                                           .count = count,

@@ -14,7 +14,7 @@ namespace recycled::inline RECYCLED_ABI {
 enum class StepKind {
   full,      ///< the whole cache; chooses the recycle cache anew
   recycled,  ///< the recycle cache and the new token
-  sketched,  ///< the sketch of all keys, which chooses the recycle cache anew, and then that (SketchOptions)
+  sketched,  ///< all keys or a sketch of them, to choose the recycle cache anew, and then that (SketchOptions)
 };
 
 /// What a schedule knows when it decides: about the whole layer or, if it decides for each KV head, about one head.

@@ -157,7 +157,7 @@ class StateIo {
     same(std::string_view("recycled"), "first bytes");
     same(kind, "kind");
     same(std::uint32_t{0x01020304}, "byte order");
-    same(std::uint32_t{1}, "version");
+    same(std::uint32_t{2}, "version");
   }
   template <class N>
   void array(N* values, index_t size) {

@@ -12,11 +12,17 @@ namespace recycled::inline RECYCLED_ABI {
 /// A layer that keeps a sketch of its keys refreshes by it: of every key a few coordinates of four bits each, which say
 /// well enough which positions matter. A refresh reads them and K rows then, not all rows. What the coordinates are is
 /// found out from the keys and the last queries (LayerAttention::observe takes up to 64 tokens' gladly), and again
-/// whenever the context has grown by a quarter to a half. (Not the paper's.) Layers with a
-/// sliding window keep none: the window bounds what a full step reads.
+/// whenever the context has grown by a quarter to a half. (Not the paper's.)
+///
+/// With `keys` the keys are their own sketch: a refresh reads all of them, which says exactly what matters, and of the
+/// values only those that do. That is half of a full step and K rows, takes no memory, and loses next to nothing: what
+/// a full step's output has besides counts at that one token.
+///
+/// Layers with a sliding window do neither: the window bounds what a full step reads.
 struct SketchOptions {
   index_t coordinates = 0;  ///< of each key: 0 for no sketch, else a multiple of 4 up to 64; 32 do for most models
   index_t full_every = 64;  ///< of so many refreshes of a KV head one is a full step all the same, at least 1
+  bool keys = false;  ///< the keys themselves serve as one; with `coordinates` 0, and `full_every` counts for nothing
 };
 
 /// How a layer recycles.
@@ -45,6 +51,8 @@ LayerOptions checked(LayerOptions options, const Shape& shape) {
   }
   require(options.sketch.coordinates >= 0 && options.sketch.coordinates <= 64 && options.sketch.coordinates % 4 == 0,
           "SketchOptions.coordinates", options.sketch.coordinates, "0 or a multiple of 4 up to 64");
+  require(!options.sketch.keys || options.sketch.coordinates == 0, "SketchOptions.coordinates",
+          options.sketch.coordinates, "0 with SketchOptions.keys");
   require(options.sketch.full_every >= 1, "SketchOptions.full_every", options.sketch.full_every, "at least 1");
   require(options.layer >= 0 && options.layer <= 1 << 20, "LayerOptions.layer", options.layer, "0 to 2^20");
   options.attention = checked(options.attention, shape);
@@ -65,6 +73,7 @@ void agree(Io& io, const Shape& shape, const LayerOptions& options) {
   io.same(options.attention.window, "AttentionOptions.window");
   io.same(options.attention.sinks, "AttentionOptions.sinks");
   io.same(options.sketch.coordinates, "SketchOptions.coordinates");
+  io.same(index_t{options.sketch.keys}, "SketchOptions.keys");
 }
 
 inline void require_size(std::size_t size, index_t expected, std::string_view name, std::string_view what) {

@@ -16,7 +16,8 @@ struct HeadStatistics {
   std::uint64_t sketched_steps = 0;
   /// KV rows attended to: all visible ones at a full step, those held and the new one otherwise.
   std::uint64_t rows_read = 0;
-  /// Bytes of those rows, keys and values, and of the sketch where it was read; not of the keys that it is made from.
+  /// Bytes of those rows, keys and values, and of the sketch where it was read (with SketchOptions.keys, of all keys);
+  /// not of the keys that it is made from.
   std::uint64_t bytes_read = 0;
   /// Bytes of all visible rows: what full attention would have read.
   std::uint64_t bytes_full = 0;
