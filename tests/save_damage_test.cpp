@@ -181,10 +181,15 @@ TEST(SavedState, OfABudgetIsCheckedToo) {
   const std::string state = saved(budget);
   Budget other(0.2F);
   for (std::size_t size = 0; size < state.size(); ++size) EXPECT_NE(error_of(other, state.substr(0, size)), "");
-  std::string harmful = state;
-  const float loss = -1;
-  std::memcpy(harmful.data() + 24, &loss, sizeof loss);
-  EXPECT_EQ(error_of(other, harmful), "recycled: saved state: loss = -1, expected 1e-4 to 1.5");
+  const auto expect = [&](std::size_t place, auto value, const std::string& message) {
+    std::string harmful = state;
+    std::memcpy(harmful.data() + place, &value, sizeof value);
+    EXPECT_EQ(error_of(other, harmful), "recycled: saved state: " + message);
+  };
+  expect(24, -1.0F, "loss = -1, expected 1e-4 to 1.5");
+  expect(24, 2.0F, "loss = 2, expected 1e-4 to 1.5");
+  expect(52, index_t{0}, "layers that share a budget = 0, expected 1 to 1048576");
+  expect(52, (index_t{1} << 20) + 1, "layers that share a budget = 1048577, expected 1 to 1048576");
   EXPECT_EQ(other.spent(), 0);
   EXPECT_EQ(error_of(other, state), "");
   EXPECT_EQ(other.spent(), 0.1);

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "reference/feed.hpp"
+#include "reference/messages.hpp"
 
 namespace {
 
@@ -36,6 +37,15 @@ TEST(Keyformer, CountsFromTheFirstStepWhereTheHostChoseTheSet) {
   keyformer.attended({positions, std::vector<float>(3, -1)}, ranks);
   EXPECT_EQ(keyformer.temperature(28), 1);
   EXPECT_EQ(keyformer.temperature(29), 1.1F);
+}
+
+TEST(Keyformer, RefusesParametersThatMeanNothing) {
+  const auto message = [](const Keyformer& keyformer) { return message_of([&] { keyformer.validate(); }); };
+  EXPECT_EQ(message({.recent = 1, .observation_window = 1, .tokens = 1}), "");
+  EXPECT_EQ(message({.recent = 0}), says("Keyformer.recent", "0", "at least 1; a quarter of the capacity is usual"));
+  EXPECT_EQ(message({.recent = 1, .observation_window = 0}), says("Keyformer.observation_window", "0", "at least 1"));
+  EXPECT_EQ(message({.recent = 1, .tokens = 0}), says("Keyformer.tokens", "0", "at least 1"));
+  EXPECT_EQ(message({.recent = 1, .prompt = -1}), says("Keyformer.prompt", "-1", "0 or more"));
 }
 
 TEST(Gumbel, HasItsMeanAndVarianceAndIsFinite) {

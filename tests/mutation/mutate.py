@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Flips an operator or a constant of the library, builds the tests that should notice, and counts those that do.
+
+usage: mutate.py ROOT WORK [--count N] [--seed S] [--only PATTERN] [--except PATTERN] [--summary FILE] [--list]
+
+A mutant is caught if a test of its file (TESTS) fails, crashes or runs for ten times as long as it should, and is no
+mutant if it does not compile. The same seed chooses the same mutants of the same sources. Survivors are listed, and
+below nine in ten caught the exit status is 1.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+from rules import FILES, SKIPPED_LINES, TESTS
+
+TARGET = 90.0  # per cent caught
+
+# What is flipped: binary operators stand between spaces, as clang-format leaves them.
+SWAPS = {
+    " < ": " <= ", " <= ": " < ", " > ": " >= ", " >= ": " > ", " == ": " != ", " != ": " == ",
+    " + ": " - ", " - ": " + ", " * ": " / ", " / ": " * ", " % ": " / ", " += ": " -= ", " -= ": " += ",
+    " && ": " || ", " || ": " && ", " & ": " | ", " | ": " & ", " << ": " >> ", " >> ": " << ",
+    "std::min(": "std::max(", "std::max(": "std::min(", "std::min_element": "std::max_element",
+    "std::max_element": "std::min_element", "true": "false", "false": "true",
+    "infinity()": "max()", "StepKind::full": "StepKind::recycled", "StepKind::recycled": "StepKind::full",
+}  # fmt: skip
+OPERATOR = re.compile("|".join(re.escape(word) for word in sorted(SWAPS, key=len, reverse=True)))
+NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:[eE]-?\d+)?)([FU]?)(?![\w.'])")
+QUIET = re.compile(r'"(?:[^"\\]|\\.)*"|//.*$')  # strings and comments
+
+
+def flipped(number, suffix):
+    """Another number: 0 and 1 change places, others grow by one, fractions by half."""
+    if "." in number or "e" in number.lower():
+        return f"{float(number) * 1.5}{suffix}"
+    return f"{ {0: 1, 1: 0}.get(int(number), int(number) + 1) }{suffix}"
+
+
+def skipped(name, line):
+    """Why a line is left as it is, or None."""
+    return next((why for files, rule, why in SKIPPED_LINES if re.search(files, name) and re.search(rule, line)), None)
+
+
+def mutants_of(root, name):
+    """(line number, column, what stands there, what comes instead) for every place that can be flipped."""
+    for number, line in enumerate((root / "include/recycled" / name).read_text().splitlines()):
+        if skipped(name, line):
+            continue
+        code = QUIET.sub(lambda match: " " * len(match.group()), line)
+        for match in OPERATOR.finditer(code):
+            yield number, match.start(), match.group(), SWAPS[match.group()]
+        for match in NUMBER.finditer(code):
+            yield number, match.start(), match.group(), flipped(match.group(1), match.group(2))
+
+
+class Builds:
+    """Programs of tests, built without the precompiled header that holds the library."""
+
+    def __init__(self, root, work):
+        self.root, self.work = root, work
+        self.flags = ["-std=c++20", "-O1", "-march=native", "-pthread", "-w", f"-I{root}/tests",
+                      "-isystem", "/usr/include/eigen3", f'-DRECYCLED_TEST_DATA="{root}/tests/data"']  # fmt: skip
+        self.times = {}
+        work.mkdir(parents=True, exist_ok=True)
+        source = pathlib.Path(__file__).parent / "standard.hpp"
+        subprocess.run(["clang++", *self.flags, "-xc++-header", source, "-o", work / "standard.pch"], check=True)
+
+    def build(self, test, include, program):
+        """Whether it compiles."""
+        source = self.root / "tests" / f"{test.partition(':')[0]}.cpp"
+        command = ["clang++", *self.flags, f"-I{include}", "-include-pch", self.work / "standard.pch",
+                   source, "-o", program, "-lgtest", "-lgtest_main"]  # fmt: skip
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def passes(self, test, program, limit):
+        chosen = test.partition(":")[2] or "*"
+        environment = {**os.environ, "GTEST_FAIL_FAST": "1", "GTEST_BRIEF": "1", "GTEST_FILTER": chosen}
+        try:
+            done = subprocess.run([program], capture_output=True, timeout=limit, env=environment, cwd=self.work)
+            return done.returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def sound(self, test):
+        """Builds and runs it with the library as it is, once."""
+        if test not in self.times:
+            program = self.work / "sound"
+            if not self.build(test, self.root / "include", program):
+                sys.exit(f"mutate.py: {test} does not build")
+            start = time.monotonic()
+            if not self.passes(test, program, 600):
+                sys.exit(f"mutate.py: {test} does not pass")
+            self.times[test] = time.monotonic() - start
+        return self.times[test]
+
+    def verdict(self, name, mutant):
+        """caught, by which test; survived; or no mutant"""
+        number, column, before, after = mutant
+        include = self.work / "include"
+        shutil.rmtree(include, ignore_errors=True)
+        shutil.copytree(self.root / "include", include)
+        path = include / "recycled" / name
+        lines = path.read_text().splitlines()
+        lines[number] = lines[number][:column] + after + lines[number][column + len(before) :]
+        path.write_text("\n".join(lines) + "\n")
+        for test in next(tests for files, tests in TESTS if re.search(files, name)):
+            limit = 20 + 10 * self.sound(test)
+            program = self.work / "mutant"
+            if not self.build(test, include, program):
+                return "no mutant", "does not compile"
+            if not self.passes(test, program, limit):
+                return "caught", test
+        return "survived", ""
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("root", type=pathlib.Path)
+    parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--except", dest="but", default="^$")
+    parser.add_argument("--summary", default=os.devnull)
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    root, work = options.root.resolve(), options.work.resolve()
+
+    include = root / "include/recycled"
+    names = sorted(str(path.relative_to(include)) for pattern in FILES for path in include.glob(pattern))
+    names = [name for name in names if re.search(options.only, name) and not re.search(options.but, name)]
+    places = [(name, mutant) for name in names for mutant in mutants_of(root, name)]
+    chosen = random.Random(options.seed).sample(places, len(places))
+    if options.list:
+        for name, (number, _, before, after) in places:
+            print(f"{name}:{number + 1}: {before.strip()} -> {after.strip()}")
+        return
+
+    builds, counts, survivors = Builds(root, work), {"caught": 0, "survived": 0, "no mutant": 0}, []
+    for name, mutant in chosen:
+        if counts["caught"] + counts["survived"] >= options.count:
+            break
+        number, _, before, after = mutant
+        what = f"{name}:{number + 1}: {before.strip()} -> {after.strip()}"
+        verdict, by = builds.verdict(name, mutant)
+        counts[verdict] += 1
+        print(f"{verdict:9} {what} {by and '(' + by + ')'}", flush=True)
+        if verdict == "survived":
+            survivors.append(f"{what}    {(include / name).read_text().splitlines()[number].strip()}")
+
+    tried = counts["caught"] + counts["survived"]
+    figure = f"{counts['caught']} of {tried} caught, seed {options.seed}, {len(places)} places"
+    print("\n".join(["", f"mutants: {figure}", *[f"  survived {line}" for line in survivors]]))
+    with open(options.summary, "a", encoding="utf-8") as stream:
+        stream.write(f"mutants\t{figure}\n")
+    sys.exit(0 if tried == 0 or 100 * counts["caught"] >= TARGET * tried else 1)
+
+
+if __name__ == "__main__":
+    main()

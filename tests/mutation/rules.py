@@ -1,0 +1,47 @@
+"""What is mutated, what is left alone and why, and which tests should notice."""
+
+# Below include/recycled.
+FILES = ["kernels/*.hpp", "cache/*.hpp", "schedule/*.hpp", "selection/*.hpp", "sketch/*.hpp",
+         "layer.hpp", "token_attention.hpp", "head_sets.hpp", "score_board.hpp"]  # fmt: skip
+
+# (files, lines, reason)
+SKIPPED_LINES = [
+    ("", r"^\s*(#|//|template <|static_assert|using |concept |requires)|^\s*\S+ requires", "no code that runs"),
+    ("", r"if constexpr|noexcept\(", "decided by types"),
+    ("", r"prefetch|fetch|ahead", "what is fetched before it is needed changes no result"),
+    ("kernels/(decode|tile).hpp", r"\bnext\b", "the same: whose rows are fetched next"),
+    ("", r"reserve\(|capacity\(\)|grow\(", "room that is taken early: the contents are the same"),
+    ("kernels/rows.hpp", r"constexpr index_t (block|logit_stride|row_chunk)", "sizes of tiles: any larger one will do"),
+    ("kernels/", r"unroll|constexpr int|lines\(index_t", "how work is cut, and what is padded: the sums are the same"),
+    ("kernels/decode.hpp", r"most_pieces\(index_t|return std::max\(index_t\{16\}|4 \* block", "how many pieces"),
+    ("kernels/prefill.hpp", r"constexpr index_t", "sizes of chunks and tiles"),
+    ("schedule/", r"static constexpr (float|double|index_t)", "rates, bounds and first values, chosen by measuring"),
+    ("", r"^\s*(float|double|index_t|bool|std::\w+) (\w+_ = [^;]*;|\w+ = [^;]*;\s*//)", "members' first values"),
+    ("kernels/softmax_state", r"^  float \w+ = ", "the same"),
+    ("sketch/", r"static constexpr", "rates and sizes, chosen by measuring"),
+]
+
+# (files, tests, the cheapest that should notice first, ':' and which of their cases); the first line that fits counts.
+TESTS = [
+    ("kernels/cosine", ["schedule/schedule_test", "schedule/self_calibrating_test"]),
+    ("kernels/softmax_state", ["kernels/softmax_state_test", "layer_test"]),
+    ("kernels/prefill", ["layer_test", "kernels/prefill_test"]),
+    ("kernels/(select|top_k)", ["kernels/select_test"]),
+    ("kernels/code_scan", ["kernels/code_scan_test"]),
+    ("kernels/", ["layer_test", "kernels/decode_reads_test", "decoder_types_test", "kernels/decode_test"]),
+    ("cache/kv_cache", ["cache/kv_cache_test", "decoder_copies_test"]),
+    ("cache/prompt_window", ["layer_test", "decoder_prompt_test", "save_test"]),
+    ("cache/", ["cache/recycle_cache_test", "chosen_sets_test", "save_test"]),
+    ("schedule/budget", ["schedule/budgeted_test", "save_damage_test:*Budget*"]),
+    ("schedule/", ["schedule/schedule_test", "schedule/self_calibrating_test", "schedule/step_info_test",
+                   "decoder_rollback_test"]),
+    ("selection/(keyformer|gathered)", ["selection/keyformer_test", "selection/baselines_test"]),
+    ("selection/streaming", ["selection/streaming_llm_test"]),
+    ("selection/", ["selection/baselines_test", "decoder_prompt_test", "layer_errors_test"]),
+    ("sketch/", ["sketch/key_sketch_test", "sketch/sketched_layer_test", "sketch/sketched_life_test"]),
+    ("score_board", ["sketch/sketched_layer_test", "selection/baselines_test", "decoder_prompt_test"]),
+    ("head_sets", ["sketch/sketched_layer_test", "chosen_sets_test", "decoder_rollback_test"]),
+    ("token_attention", ["layer_test", "sketch/sketched_layer_test", "decoder_prompt_test"]),
+    ("layer", ["layer_test", "layer_errors_test", "chosen_sets_test", "sketch/sketched_layer_test",
+               "decoder_rollback_test"]),
+]  # fmt: skip
