@@ -154,7 +154,7 @@ TEST(LongRun, StatisticsCountOn) {
   layer.observe(query, 40);
   for (index_t length = 41; length <= 50; ++length) layer.step(query, rows.view(length), out);
   // Behind what has to agree: the length, a flag, ten numbers for each head, and the steps.
-  constexpr std::size_t statistics = 24 + 104 + 16, steps = statistics + 2 * 80;
+  constexpr std::size_t statistics = 24 + 112 + 16, steps = statistics + 2 * 80;
   const std::string state = saved(layer);
   const auto number_at = [](const std::string& bytes, std::size_t place) {
     std::uint64_t number = 0;
