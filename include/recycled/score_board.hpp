@@ -90,9 +90,9 @@ class ScoreBoard {
     // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
     // only to one of twice its weight.
     cache.close_gap(g);
-    for (const index_t p : cache.positions(g)) weights.first[p] += weights.favour;
+    for (const index_t p : cache.positions(g)) weights.add(p, weights.favour);
     const kernels::PositionBits chosen = mark_by(g, weights, length);
-    for (const index_t p : cache.positions(g)) weights.first[p] -= weights.favour;
+    for (const index_t p : cache.positions(g)) weights.add(p, -weights.favour);
     const auto rank_of = [&](index_t p) {
       return p < first_positions() || p == length - 1 ? newcomer_rank : weights.at(p);
     };
@@ -222,7 +222,7 @@ class ScoreBoard {
     cache.rebuild(g, chosen, count, RankOf{ranked}, view, own);
   }
   kernels::CodeWeights sketched_weights(const kernels::CodeLogits<Isa>& logits, std::span<const float> lse,
-                                        index_t length) noexcept {
+                                        index_t length) const noexcept {
     return kernels::CodeWeights::of(logits, lse, length, logits.row(group_));
   }
   /// What `selection` makes of the log-weights.

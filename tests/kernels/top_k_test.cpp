@@ -103,7 +103,7 @@ TYPED_TEST(TopK, OrdersOddNumbersAsFloatsAreAndNaNBelowAll) {
 TYPED_TEST(TopK, TellsApartFloatsThatDifferInAnyBit) {
   for (int bit = 0; bit < 31; ++bit) {
     for (const std::uint32_t base : {0U, 0x80000000U, 0x3F800000U, 0xC2F6E979U}) {
-      const float a = std::bit_cast<float>(base), b = std::bit_cast<float>(base ^ (1U << bit));
+      const auto a = std::bit_cast<float>(base), b = std::bit_cast<float>(base ^ (1U << bit));
       if (!std::isfinite(a) || !std::isfinite(b)) continue;
       for (const auto& ranks : {std::vector<float>{a, b, a}, std::vector<float>{b, a, b}}) {
         expect_top_k_for_every_count<TypeParam>(ranks);

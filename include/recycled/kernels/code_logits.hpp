@@ -125,6 +125,8 @@ struct CodeWeights {
   std::int16_t favour = 0;  ///< a factor of two; for adding it there is always room
 
   float at(index_t j) const { return unit * static_cast<float>(first[j]) + zero; }
+  /// There has to be room.
+  void add(index_t j, int steps) const { first[j] = static_cast<std::int16_t>(first[j] + steps); }
 
   /// Of `length` positions, to `to`; `lse` are numbers.
   template <class Isa>
