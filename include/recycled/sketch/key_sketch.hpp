@@ -162,8 +162,7 @@ class KeySketch {
   }
 
   /// The logits of the group's packed query rows at positions [0, length), in `to`, whose rows have room for whole
-  /// blocks of codes; their log-sum-exps, and the largest of each row, `peaks`. All of these are NaN if a query row is
-  /// no number.
+  /// blocks of codes, and their log-sum-exps: NaN for all rows, and no logits, if one of them is no number.
   // NOLINTBEGIN(readability-non-const-parameter): what it returns is written to
   kernels::CodeLogits<simd::native> scan(index_t g, const kernels::Queries& queries, index_t length, float soft_cap,
                                          std::int16_t* to, index_t stride, std::span<float> lse) noexcept {
@@ -350,7 +349,7 @@ class KeySketch {
   Array<std::int8_t> weights_;  // [query_heads, code_weight_bytes]
   Array<float> scales_;         // [query_heads]: a logit to a sum,
   Array<float> anchors_;        // and what kernels::CodeRows wants to note of it
-  Array<float> peaks_;
+  Array<float> peaks_;          // the largest logit of each
   Array<std::int16_t> factors_;
   Array<float> seen_queries_;  // [kv_heads, seen_tokens, group, head_dim], the newest over the oldest
   std::vector<Head> heads_;
