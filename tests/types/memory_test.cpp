@@ -6,6 +6,7 @@
 #include <recycled/types/memory.hpp>
 
 #include "reference/messages.hpp"
+#include "reference/replaced_new.hpp"
 
 namespace {
 
@@ -54,6 +55,21 @@ TEST(Array, StartsOnACacheLineAndLargeOnesOnAHugePage) {
   const index_t huge = index_t{1} << 21;
   EXPECT_EQ(address(Array<char>(huge).data()) % static_cast<std::uintptr_t>(huge), 0U);
   EXPECT_EQ(address(Array<double>(huge).data()) % static_cast<std::uintptr_t>(huge), 0U);
+}
+
+template <class T>
+class FreshArray : public testing::Test {};
+using Types = testing::Types<float, half, bfloat16, q8_0, index_t>;
+TYPED_TEST_SUITE(FreshArray, Types);
+
+// A constructor that writes zeros would have to touch every page of a cache of gigabytes.
+TYPED_TEST(FreshArray, HoldsWhatMemoryHeld) {
+  reference::filling = 0x5A;
+  Array<TypeParam> array(100);
+  array.resize(1000);
+  reference::filling = -1;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(array.data());
+  for (std::size_t i = 0; i < 1000 * sizeof(TypeParam); ++i) ASSERT_EQ(bytes[i], 0x5A) << "byte " << i;
 }
 
 TEST(Array, RefusesSizesThatNoMemoryHasAndStaysAsItWas) {

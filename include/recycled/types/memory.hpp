@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "recycled/types/error.hpp"
+#include "recycled/types/scalar.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -43,7 +44,10 @@ struct AlignedAllocator {
   void deallocate(T* memory, std::size_t count) noexcept { ::operator delete(memory, alignment(count * sizeof(T))); }
   template <class U, class... Args>
   void construct(U* place, Args&&... args) {
-    if constexpr (sizeof...(Args) == 0) {
+    if constexpr (sizeof...(Args) == 0 && Scalar<U>) {
+      // Memory of operator new holds such objects already: constructors that write zeros into gigabytes would be all
+      // that they have.
+    } else if constexpr (sizeof...(Args) == 0) {
       ::new (static_cast<void*>(place)) U;
     } else {
       ::new (static_cast<void*>(place)) U(std::forward<Args>(args)...);
