@@ -32,7 +32,7 @@ def family(policy):
     parts = schedule.split(":")
     if capacity.startswith("1/"):
         capacity = f", K = L/{capacity[2:]}"
-    return parts[0] + (", sketch" if parts[-1] == "sketch" else "") + capacity
+    return parts[0] + (f", {parts[-1]}" if parts[-1] in ("sketch", "keys") else "") + capacity
 
 
 def read(paths):
