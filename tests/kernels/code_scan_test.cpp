@@ -251,6 +251,12 @@ TYPED_TEST(CodeScan, OfAnyUnitTheSumIsSound) {
   }
 }
 
+TEST(Codes, TakeFourBitsACoordinate) {
+  EXPECT_EQ(kernels::code_bytes(32, 24), 32 * 24 / 2);
+  EXPECT_EQ(kernels::code_bytes(33, 24), 64 * 24 / 2) << "whole blocks";
+  EXPECT_EQ(kernels::code_bytes(0, 24), 0);
+}
+
 TEST(RoundWeights, OfWhatIsNoNumberScaleToNaN) {
   std::vector<std::int8_t> weights(16, 1);
   for (const float odd : {std::nanf(""), std::numeric_limits<float>::infinity()}) {

@@ -2,10 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <recycled/recycled.hpp>
-#include <stdexcept>
 #include <vector>
 
 #include "reference/fed.hpp"
@@ -14,7 +12,7 @@
 namespace {
 
 using namespace recycled;
-using reference::at, reference::Bits, reference::Token;
+using reference::at, reference::Token;
 
 constexpr Shape shape{6, 2, 64, 32};
 constexpr index_t capacity = 20, group = 3;
@@ -125,46 +123,6 @@ TEST(ByKeysLayer, MeasuresTheSetThatItReplaces) {
   EXPECT_NEAR(a.retained_mass, b.retained_mass, 0.05);
 }
 
-TEST(ByKeysLayer, ThatHasRoomForAllIsExact) {
-  LayerOptions options = by_keys;
-  options.capacity = 200;
-  Decoder<half, SelfCalibrating> roomy({1, shape}, options);
-  Decoder<half, AlwaysFull> exact({1, shape}, {});
-  reference::Tokens tokens(shape, 8);
-  const std::vector<Token> prompt = tokens.next(150), rest = tokens.next(50);
-  reference::prefill(roomy, prompt);
-  reference::prefill(exact, prompt);
-  EXPECT_EQ(reference::decode(roomy, rest), reference::decode(exact, rest));
-}
-
-TEST(ByKeysLayer, OfASlidingWindowTakesFullSteps) {
-  LayerOptions options = by_keys;
-  options.attention = {.window = 60, .sinks = 4};
-  Decoder<float, FixedStride> with({1, shape}, options, {.stride = 3});
-  options.sketch = {};
-  Decoder<float, FixedStride> without({1, shape}, options, {.stride = 3});
-  reference::Tokens tokens(shape, 9);
-  const std::vector<Token> all = tokens.next(150);
-  EXPECT_EQ(reference::decode(with, all), reference::decode(without, all));
-  EXPECT_EQ(with.statistics(), without.statistics());
-}
-
-TEST(ByKeysLayer, AQueryThatIsNoNumberMakesTheNextStepFull) {
-  Decoder<float, FixedStride> decoder({1, shape}, by_keys, {.stride = 2});
-  reference::Tokens tokens(shape, 14);
-  reference::prefill(decoder, tokens.next(101));
-  reference::decode(decoder, tokens.next(1));
-  Token odd = tokens.next();
-  odd.query[7] = std::nanf("");  // KV head 0
-  reference::decode(decoder, {odd});
-  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full) << "the safe way, and no choice";
-  EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::sketched);
-  const Bits next = reference::decode(decoder, tokens.next(1));
-  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full);
-  EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::recycled);
-  for (const std::uint32_t word : next) EXPECT_TRUE(std::isfinite(std::bit_cast<float>(word)));
-}
-
 TEST(ByKeysLayer, ReadsNoValueThatItDoesNotChoose) {
   LayerAttention<float, FixedStride> layer(shape, by_keys, {.stride = 2});
   reference::Random random(6);
@@ -191,78 +149,6 @@ TEST(ByKeysLayer, ReadsNoValueThatItDoesNotChoose) {
   }
   layer.step(query, KvView<float>::position_major(keys.data(), values.data(), shape, 102), out);
   EXPECT_EQ(out, expected);
-}
-
-TEST(ByKeysLife, RollsBackAndForks) {
-  Decoder<half, SelfCalibrating> decoder({1, shape}, by_keys);
-  Decoder<half, AlwaysFull> exact({1, shape}, {});
-  reference::Tokens tokens(shape, 10);
-  const std::vector<Token> prompt = tokens.next(160), before = tokens.next(20);
-  reference::prefill(decoder, prompt);
-  reference::prefill(exact, prompt);
-  reference::decode(decoder, before);
-  reference::decode(exact, before);
-  for (const int rejected : {1, 2, 9, 30}) {
-    SCOPED_TRACE(rejected);
-    Decoder<half, SelfCalibrating> one = decoder.fork(), other = decoder.fork();
-    Decoder<half, AlwaysFull> truth = exact.fork();
-    const std::vector<Token> next = tokens.next(1), rest = tokens.next(40);
-    const std::vector<Token> drafted = tokens.next(rejected);
-    for (auto* each : {&one, &other}) {
-      reference::decode(*each, drafted);
-      each->rollback(rejected);
-    }
-    EXPECT_EQ(reference::decode(one, next), reference::decode(truth, next));
-    EXPECT_EQ(one.layer(0).last_step(0), StepKind::full) << "a token that is gone had cost another its place";
-    reference::decode(other, next);
-    EXPECT_EQ(reference::decode(one, rest), reference::decode(other, rest));
-    EXPECT_GT(one.statistics()[0].total().sketched_steps, 10U);
-  }
-}
-
-TEST(ByKeysLife, HasTheSameBitsOnAnyNumberOfThreads) {
-  for (const Shape& heads : {shape, Shape{10, 5, 40, 24}, Shape{4, 1, 64, 64}}) {
-    ThreadPool three(3);
-    Decoder<bfloat16, SelfCalibrating> one({2, heads}, by_keys), other({2, heads}, by_keys);
-    reference::Tokens tokens(heads, 13);
-    const std::vector<Token> prompt = tokens.next(330), rest = tokens.next(100);
-    reference::prefill(one, prompt);
-    reference::prefill(other, prompt, three);
-    EXPECT_EQ(reference::decode(one, rest), reference::decode(other, rest, three));
-    EXPECT_EQ(one.statistics(), other.statistics());
-    EXPECT_GT(one.statistics()[1].heads[0].sketched_steps, 5U);
-  }
-}
-
-struct Failing {
-  int left;  ///< parallel regions, the last of which throws
-  template <class F>
-  void operator()(index_t tasks, const F& task) {
-    if (--left == 0) throw std::runtime_error("cancelled");
-    for (index_t i = 0; i < tasks; ++i) task(i);
-  }
-};
-
-TEST(ByKeysLife, SurvivesAnExecutorThatThrows) {
-  for (int region = 1; region <= 4; ++region) {
-    SCOPED_TRACE(region);
-    Decoder<float, FixedStride> decoder({1, shape}, by_keys, {.stride = 2});
-    Decoder<float, AlwaysFull> exact({1, shape}, {});
-    reference::Tokens tokens(shape, 16);
-    const std::vector<Token> prompt = tokens.next(80), first = tokens.next(1), next = tokens.next(1);
-    reference::prefill(decoder, prompt);
-    reference::prefill(exact, prompt);
-    reference::decode(decoder, first);
-    reference::decode(exact, first);
-    const Token cut = tokens.next();
-    std::vector<float> out(at(shape.query_heads * shape.value_dim));
-    Failing failing{region};  // the keys, the choice, attention, and what follows it
-    EXPECT_THROW(decoder.step(0, cut.query, cut.key, cut.value, out, failing), std::runtime_error);
-    EXPECT_EQ(decoder.length(), exact.length());
-    EXPECT_EQ(reference::decode(decoder, next), reference::decode(exact, next)) << "full";
-    reference::decode(decoder, tokens.next(20));
-    EXPECT_EQ(decoder.statistics()[0].heads[0].sketched_steps, 10U);
-  }
 }
 
 }  // namespace

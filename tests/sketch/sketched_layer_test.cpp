@@ -151,47 +151,6 @@ TEST(SketchedLayer, WithoutAPromptFindsItsAxesAsItGoes) {
   EXPECT_EQ(kinds, "ffrfrfrfrfrfrfrfrfrfrsrsrsrsrs");
 }
 
-TEST(SketchedLayer, ThatHasRoomForAllIsExact) {
-  LayerOptions options = sketched;
-  options.capacity = 200;
-  Decoder<half, SelfCalibrating> roomy({1, shape}, options);
-  Decoder<half, AlwaysFull> exact({1, shape}, {});
-  reference::Tokens tokens(shape, 8);
-  const std::vector<Token> all = tokens.next(200);
-  const std::vector<Token> prompt(all.begin(), all.begin() + 150), rest(all.begin() + 150, all.end());
-  reference::prefill(roomy, prompt);
-  reference::prefill(exact, prompt);
-  EXPECT_EQ(reference::decode(roomy, rest), reference::decode(exact, rest));
-}
-
-TEST(SketchedLayer, OfASlidingWindowHasNoSketch) {
-  LayerOptions options = sketched;
-  options.attention = {.window = 60, .sinks = 4};
-  Decoder<float, FixedStride> with({1, shape}, options, {.stride = 3});
-  options.sketch = {};
-  Decoder<float, FixedStride> without({1, shape}, options, {.stride = 3});
-  reference::Tokens tokens(shape, 9);
-  const std::vector<Token> all = tokens.next(150);
-  EXPECT_EQ(reference::decode(with, all), reference::decode(without, all));
-  EXPECT_EQ(with.statistics(), without.statistics());
-}
-
-TEST(SketchedLayer, AQueryThatIsNoNumberMakesTheNextStepFull) {
-  Decoder<float, FixedStride> decoder({1, shape}, sketched, {.stride = 2});
-  reference::Tokens tokens(shape, 14);
-  reference::prefill(decoder, tokens.next(101));
-  reference::decode(decoder, tokens.next(1));
-  Token odd = tokens.next();
-  odd.query[7] = std::nanf("");  // KV head 0
-  reference::decode(decoder, {odd});
-  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full) << "the safe way, and no choice";
-  EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::sketched);
-  const Bits next = reference::decode(decoder, tokens.next(1));
-  EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full);
-  EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::recycled);
-  for (const std::uint32_t word : next) EXPECT_TRUE(std::isfinite(std::bit_cast<float>(word)));
-}
-
 TEST(SketchedLayer, OptionsThatCantBeAreRefused) {
   const auto message = [](SketchOptions sketch) {
     return message_of<std::invalid_argument>([&] { LayerAttention<float>(shape, {.capacity = 4, .sketch = sketch}); });
