@@ -188,18 +188,18 @@ TEST(KeySketch, ReadsScatteredRows) {
 }
 
 TEST(KeySketch, KnowsWhichDirectionsTheLastQueriesCareAbout) {
-  // Each of the last 64 tokens looks at one of the directions in which keys vary least; those before them, which no
-  // longer count, looked elsewhere.
-  const Keys<float> keys({2, 1, 32}, 600);
-  constexpr std::size_t before = 20, token = 2 * 32;
+  // Each of the last 64 tokens looks at one of four directions in which keys vary little, other ones for each KV head;
+  // those before them, which no longer count, looked elsewhere.
+  const Keys<float> keys({6, 3, 32}, 600);
+  constexpr std::size_t before = 20, token = 6 * 32;
+  const auto first = [](std::size_t i) { return 28 - 8 * (i % token / 64); };
   std::vector<float> queries((before + 64) * token);
   for (std::size_t i = 0; i < queries.size(); ++i) {
-    const std::size_t t = i / token, direction = t < before ? t % 4 : 28 + t % 4;
+    const std::size_t t = i / token, direction = t < before ? t % 4 : first(i) + t % 4;
     queries[i] = (i % 32 == direction ? 1 : 0.01F) * keys.queries[i % keys.queries.size()];
   }
   Keys<float> looking = keys;
-  looking.queries.assign(token, 0);
-  for (std::size_t i = 0; i < token; ++i) looking.queries[i] = i % 32 >= 28 ? keys.queries[i] : 0.01F * keys.queries[i];
+  for (std::size_t i = 0; i < token; ++i) looking.queries[i] *= i % 32 / 4 == first(i) / 4 ? 1 : 0.01F;
   Serial serial;
   KeySketch<float> plain(keys.shape, 8), knowing(keys.shape, 8), one_by_one(keys.shape, 8);
   renew(plain, keys.view(600), keys.shape, serial);
@@ -207,7 +207,7 @@ TEST(KeySketch, KnowsWhichDirectionsTheLastQueriesCareAbout) {
   renew(knowing, keys.view(600), keys.shape, serial);
   for (std::size_t t = 0; t < before + 64; ++t) one_by_one.see(std::span(queries).subspan(t * token, token));
   renew(one_by_one, keys.view(600), keys.shape, serial);
-  EXPECT_GT(unexplained(looking, plain), 0.8);
+  EXPECT_GT(unexplained(looking, plain), 0.7);
   EXPECT_LT(unexplained(looking, knowing), 0.1);
   EXPECT_LT(unexplained(looking, one_by_one), 0.1);
 }
