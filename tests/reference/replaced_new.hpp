@@ -32,7 +32,11 @@ inline void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
 }
 inline void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
   void* const memory = allocate(bytes, alignment);
+#if defined(__cpp_exceptions)
   if (memory == nullptr) throw std::bad_alloc();
+#else
+  if (memory == nullptr) std::abort();
+#endif
   return memory;
 }
 inline void give_back(void* memory) noexcept {
