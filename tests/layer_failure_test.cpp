@@ -4,29 +4,19 @@
 #include <recycled/recycled.hpp>
 #include <stdexcept>
 
+#include "reference/failing_executor.hpp"
 #include "reference/random.hpp"
 
 namespace {
 
 using namespace recycled;
+using reference::FailingExecutor;
 
 constexpr Shape shape{.query_heads = 4, .kv_heads = 2, .head_dim = 16, .value_dim = 16};
 
 struct Token {
   std::vector<float> query, key, value;
   explicit Token(reference::Random& random) : query(random.row(64)), key(random.row(32)), value(random.row(32)) {}
-};
-
-/// Runs regions serially until the `fails_at`-th, which it leaves after half of its pieces.
-struct FailingExecutor {
-  int fails_at;
-  int regions = 0;
-  template <class F>
-  void operator()(index_t n, const F& f) {
-    const bool fails = ++regions == fails_at;
-    for (index_t i = 0; i < (fails ? n / 2 : n); ++i) f(i);
-    if (fails) throw std::runtime_error("cancelled");
-  }
 };
 
 struct Fixture {

@@ -3,9 +3,9 @@
 
 usage: mutate.py ROOT WORK [--count N] [--seed S] [--only PATTERN] [--except PATTERN] [--summary FILE] [--list]
 
-A mutant is caught if a test of its file (TESTS) fails, crashes or runs for ten times as long as it should, and is no
-mutant if it does not compile. The same seed chooses the same mutants of the same sources. Survivors are listed, and
-below nine in ten caught the exit status is 1.
+A mutant is caught if a test of its file (TESTS), or one of LAST, fails, crashes or runs for ten times as long as it
+should, and is no mutant if it does not compile. The same seed chooses the same mutants of the same sources. Survivors
+are listed, and below nine in ten caught the exit status is 1.
 """
 
 import argparse

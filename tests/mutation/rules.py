@@ -12,7 +12,7 @@ SKIPPED_LINES = [
     ("kernels/(decode|tile).hpp", r"\bnext\b", "the same: whose rows are fetched next"),
     ("", r"reserve\(|capacity\(\)|grow\(", "room that is taken early: the contents are the same"),
     ("kernels/rows.hpp", r"constexpr index_t (block|logit_stride|row_chunk)", "sizes of tiles: any larger one will do"),
-    ("", r"for_row_tiles<|for_tiles<", "the same"),
+    ("", r"for_row_tiles<", "the same"),
     ("kernels/", r"unroll|constexpr int|lines\(index_t", "how work is cut, and what is padded: the sums are the same"),
     ("kernels/decode.hpp", r"most_pieces\(index_t|return std::max\(index_t\{16\}|4 \* block", "how many pieces"),
     ("kernels/prefill.hpp", r"constexpr index_t", "sizes of chunks and tiles"),

@@ -32,12 +32,12 @@ inline void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
 }
 inline void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
   void* const memory = allocate(bytes, alignment);
+  if (memory != nullptr) return memory;
 #if defined(__cpp_exceptions)
-  if (memory == nullptr) throw std::bad_alloc();
+  throw std::bad_alloc();
 #else
-  if (memory == nullptr) std::abort();
+  std::abort();
 #endif
-  return memory;
 }
 inline void give_back(void* memory) noexcept {
   if (memory != nullptr) live.fetch_sub(1, std::memory_order_relaxed);

@@ -44,13 +44,10 @@ struct AlignedAllocator {
   void deallocate(T* memory, std::size_t count) noexcept { ::operator delete(memory, alignment(count * sizeof(T))); }
   template <class U, class... Args>
   void construct(U* place, Args&&... args) {
-    if constexpr (sizeof...(Args) == 0 && Scalar<U>) {
-      // Memory of operator new holds such objects already: constructors that write zeros into gigabytes would be all
-      // that they have.
-    } else if constexpr (sizeof...(Args) == 0) {
-      ::new (static_cast<void*>(place)) U;
-    } else {
+    if constexpr (sizeof...(Args) > 0) {
       ::new (static_cast<void*>(place)) U(std::forward<Args>(args)...);
+    } else if constexpr (!Scalar<U>) {  // operator new makes those, and their constructors would write zeros
+      ::new (static_cast<void*>(place)) U;
     }
   }
   friend bool operator==(const AlignedAllocator& /*a*/, const AlignedAllocator& /*b*/) { return true; }
