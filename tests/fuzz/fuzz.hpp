@@ -5,8 +5,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <recycled/types/config.hpp>
 #include <vector>
+
+#include "compiled/kernels.hpp"
 
 namespace fuzz {
 

@@ -1,6 +1,5 @@
 // Any bytes as a saved state, with checksums that are right: refused, or good to go on with.
 #include <cstring>
-#include <recycled/recycled.hpp>
 #include <sstream>
 
 #include "fuzz/fuzz.hpp"

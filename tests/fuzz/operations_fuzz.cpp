@@ -1,7 +1,6 @@
 // Any order of operations on a decoder: one that is copied, saved and loaded between them does the same, bit for bit.
 #include <bit>
 #include <optional>
-#include <recycled/recycled.hpp>
 #include <sstream>
 
 #include "fuzz/fuzz.hpp"

@@ -2,15 +2,16 @@
 // hold what they may, and what is no number stays in its KV head.
 #include <algorithm>
 #include <cmath>
-#include <recycled/recycled.hpp>
 
 #include "fuzz/fuzz.hpp"
+#include "reference/any_policy.hpp"
 
 namespace {
 
 using namespace recycled;
 using fuzz::Bytes;
 using fuzz::check;
+using reference::AnySchedule;
 
 constexpr index_t most = 40;
 
@@ -18,8 +19,22 @@ bool tame(const float* values, index_t count, float largest = 1000) {
   return std::all_of(values, values + count, [largest](float x) { return std::abs(x) <= largest; });
 }
 
-template <Scalar T, class Policy>
-void steps(Bytes& bytes, const Policy& policy) {
+AnySchedule any_schedule(Bytes& bytes) {
+  switch (bytes.between(0, 3)) {
+    case 0:
+      return {FixedStride{bytes.between(1, 6)}};
+    case 1:
+      return {QuerySimilarity{bytes.between(1, 4), 0.5F}};
+    case 2:
+      return {SelfCalibrating{.longest = bytes.between(1, 10)}};
+    default:
+      return {AlwaysFull{}};
+  }
+}
+
+template <Scalar T>
+void steps(Bytes& bytes) {
+  const AnySchedule schedule = any_schedule(bytes);
   const index_t block = values_per_element<T>, kv_heads = bytes.between(1, 2);
   const Shape shape{kv_heads * bytes.between(1, 3), kv_heads, block * bytes.between(1, block > 1 ? 2 : 20)};
   LayerOptions options{.capacity = bytes.between(1, 12)};
@@ -28,12 +43,12 @@ void steps(Bytes& bytes, const Policy& policy) {
   const index_t sketch = bytes.between(0, 3);
   if (sketch < 2) options.sketch = {.coordinates = 4 * bytes.between(1, 3), .full_every = bytes.between(1, 4)};
   if (sketch == 2) options.sketch = {.keys = true};
-  LayerAttention<T, Policy> layer{shape,
-                                  options,
-                                  policy,
-                                  {.memory = bytes.between(0, 1) == 0 ? 0 : 0.5F,
-                                   .pool = 1 + 2 * bytes.between(0, 2),
-                                   .observation_window = bytes.between(1, 3)}};
+  LayerAttention<T, AnySchedule> layer{shape,
+                                       options,
+                                       schedule,
+                                       {.memory = bytes.between(0, 1) == 0 ? 0 : 0.5F,
+                                        .pool = 1 + 2 * bytes.between(0, 2),
+                                        .observation_window = bytes.between(1, 3)}};
   const index_t row = shape.kv_heads * shape.head_dim;
   std::vector<float> keys, values;
   Array<T> stored_keys(most * row / block), stored_values(most * row / block);
@@ -70,36 +85,22 @@ void steps(Bytes& bytes, const Policy& policy) {
   }
 }
 
-template <Scalar T>
-void with_any_schedule(Bytes& bytes) {
-  switch (bytes.between(0, 3)) {
-    case 0:
-      return steps<T>(bytes, FixedStride{bytes.between(1, 6)});
-    case 1:
-      return steps<T>(bytes, QuerySimilarity{bytes.between(1, 4), 0.5F});
-    case 2:
-      return steps<T>(bytes, SelfCalibrating{.longest = bytes.between(1, 10)});
-    default:
-      return steps<T>(bytes, AlwaysFull{});
-  }
-}
-
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   Bytes bytes(data, size);
   switch (bytes.between(0, 3)) {
     case 0:
-      with_any_schedule<float>(bytes);
+      steps<float>(bytes);
       break;
     case 1:
-      with_any_schedule<half>(bytes);
+      steps<half>(bytes);
       break;
     case 2:
-      with_any_schedule<bfloat16>(bytes);
+      steps<bfloat16>(bytes);
       break;
     default:
-      with_any_schedule<q8_0>(bytes);
+      steps<q8_0>(bytes);
   }
   return 0;
 }
