@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Flips an operator or a constant of the library, builds the tests that should notice, and counts those that do.
 
-usage: mutate.py ROOT WORK [--count N] [--seed S] [--only PATTERN] [--except PATTERN] [--summary FILE] [--list]
+usage: mutate.py ROOT WORK [--count N] [--seed S] [--jobs N] [--only PATTERN] [--except PATTERN] [--summary FILE]
+                 [--list]
 
 A mutant is caught if a test of its file (TESTS), or one of LAST, fails, crashes or runs for ten times as long as it
-should, and is no mutant if it does not compile. The same seed chooses the same mutants of the same sources. Survivors
-are listed, and below nine in ten caught the exit status is 1.
+should, and is no mutant if it does not compile. The same seed chooses the same mutants of the same sources, of those
+whose "file:line:" fits the patterns. Survivors are listed, and below nine in ten caught the exit status is 1.
 """
 
 import argparse
@@ -16,7 +17,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing.pool import ThreadPool
 
 from rules import FILES, LAST, SKIPPED_LINES, TESTS
 
@@ -67,7 +70,7 @@ class Builds:
         self.root, self.work = root, work
         self.flags = ["-std=c++20", "-O1", "-march=native", "-pthread", "-w", f"-I{root}/tests",
                       "-isystem", "/usr/include/eigen3", f'-DRECYCLED_TEST_DATA="{root}/tests/data"']  # fmt: skip
-        self.times = {}
+        self.times, self.timing = {}, threading.Lock()
         work.mkdir(parents=True, exist_ok=True)
         source = pathlib.Path(__file__).parent / "standard.hpp"
         subprocess.run(["clang++", *self.flags, "-xc++-header", source, "-o", work / "standard.pch"], check=True)
@@ -83,27 +86,29 @@ class Builds:
         chosen = test.partition(":")[2] or "*"
         environment = {**os.environ, "GTEST_FAIL_FAST": "1", "GTEST_BRIEF": "1", "GTEST_FILTER": chosen}
         try:
-            done = subprocess.run([program], capture_output=True, timeout=limit, env=environment, cwd=self.work)
+            done = subprocess.run([program], capture_output=True, timeout=limit, env=environment, cwd=program.parent)
             return done.returncode == 0
         except subprocess.TimeoutExpired:
             return False
 
     def sound(self, test):
         """Builds and runs it with the library as it is, once."""
-        if test not in self.times:
-            program = self.work / "sound"
-            if not self.build(test, self.root / "include", program):
-                sys.exit(f"mutate.py: {test} does not build")
-            start = time.monotonic()
-            if not self.passes(test, program, 600):
-                sys.exit(f"mutate.py: {test} does not pass")
-            self.times[test] = time.monotonic() - start
-        return self.times[test]
+        with self.timing:
+            if test not in self.times:
+                program = self.work / "sound"
+                if not self.build(test, self.root / "include", program):
+                    raise RuntimeError(f"{test} does not build")
+                start = time.monotonic()
+                if not self.passes(test, program, 600):
+                    raise RuntimeError(f"{test} does not pass")
+                self.times[test] = time.monotonic() - start
+            return self.times[test]
 
     def verdict(self, name, mutant):
         """caught, by which test; survived; or no mutant"""
         number, column, before, after = mutant
-        include = self.work / "include"
+        work = self.work / str(threading.get_ident())
+        include = work / "include"
         shutil.rmtree(include, ignore_errors=True)
         shutil.copytree(self.root / "include", include)
         path = include / "recycled" / name
@@ -112,7 +117,7 @@ class Builds:
         path.write_text("\n".join(lines) + "\n")
         for test in [*next(tests for files, tests in TESTS if re.search(files, name)), *LAST]:
             limit = 20 + 10 * self.sound(test)
-            program = self.work / "mutant"
+            program = work / "mutant"
             if not self.build(test, include, program):
                 return "no mutant", "does not compile"
             if not self.passes(test, program, limit):
@@ -126,6 +131,7 @@ def main():
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--only", default="")
     parser.add_argument("--except", dest="but", default="^$")
     parser.add_argument("--summary", default=os.devnull)
@@ -135,8 +141,10 @@ def main():
 
     include = root / "include/recycled"
     names = sorted(str(path.relative_to(include)) for pattern in FILES for path in include.glob(pattern))
-    names = [name for name in names if re.search(options.only, name) and not re.search(options.but, name)]
     places = [(name, mutant) for name in names for mutant in mutants_of(root, name)]
+    lines = {place: f"{place[0]}:{place[1][0] + 1}:" for place in places}
+    places = [place for place in places
+              if re.search(options.only, lines[place]) and not re.search(options.but, lines[place])]  # fmt: skip
     chosen = random.Random(options.seed).sample(places, len(places))
     if options.list:
         for name, (number, _, before, after) in places:
@@ -144,16 +152,16 @@ def main():
         return
 
     builds, counts, survivors = Builds(root, work), {"caught": 0, "survived": 0, "no mutant": 0}, []
-    for name, mutant in chosen:
-        if counts["caught"] + counts["survived"] >= options.count:
-            break
-        number, _, before, after = mutant
-        what = f"{name}:{number + 1}: {before.strip()} -> {after.strip()}"
-        verdict, by = builds.verdict(name, mutant)
-        counts[verdict] += 1
-        print(f"{verdict:9} {what} {by and '(' + by + ')'}", flush=True)
-        if verdict == "survived":
-            survivors.append(f"{what}    {(include / name).read_text().splitlines()[number].strip()}")
+    with ThreadPool(options.jobs) as pool:
+        for (name, mutant), (verdict, by) in zip(chosen, pool.imap(lambda place: builds.verdict(*place), chosen)):
+            number, _, before, after = mutant
+            what = f"{name}:{number + 1}: {before.strip()} -> {after.strip()}"
+            counts[verdict] += 1
+            print(f"{verdict:9} {what} {by and '(' + by + ')'}", flush=True)
+            if verdict == "survived":
+                survivors.append(f"{what}    {(include / name).read_text().splitlines()[number].strip()}")
+            if counts["caught"] + counts["survived"] >= options.count:
+                break
 
     tried = counts["caught"] + counts["survived"]
     figure = f"{counts['caught']} of {tried} caught, seed {options.seed}, {len(places)} places"
