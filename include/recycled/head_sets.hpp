@@ -73,14 +73,14 @@ class HeadSets {
   }
   /// Queries of the prompt: they say what the sketch is for.
   void see(std::span<const float> queries) noexcept {
-    if (sketch_) sketch_->see(queries);
+    if (sketch_) sketch_->seen().add(queries);
   }
   /// After a step: its query, and what it may be time for.
   template <class E>
   void see_step(std::span<const float> query, const KvView<T>& kv, ScoreBoard& scores, E& executor) {
     chosen_for_ = 0;
     if (!sketch_) return;
-    sketch_->see_step(query, kv.length);
+    sketch_->seen().add_step(query, kv.length);
     renew_sketch(kv, scores, executor);
   }
   template <class E>

@@ -66,6 +66,7 @@ struct Keys {
 template <class T, class E>
 void renew(KeySketch<T>& sketch, const KvView<T>& view, const Shape& shape, E& executor) {
   Array<float> memory(shape.kv_heads * KeySketch<T>::axis_floats(shape));
+  std::fill(memory.begin(), memory.end(), std::nanf(""));  // whatever it holds
   sketch.reserve(view.length);
   sketch.renew(view, memory.data(), executor);
 }
@@ -104,7 +105,7 @@ TYPED_TEST(KeySketchOf, LogitsAreAboutThoseOfTheKeys) {
   double before = 1;
   for (const index_t coordinates : {8, 16, 32, 64}) {
     KeySketch<TypeParam> sketch(keys.shape, coordinates);
-    sketch.see(keys.queries);
+    sketch.seen().add(keys.queries);
     renew(sketch, keys.view(900), keys.shape, serial);
     const double now = unexplained(keys, sketch);
     EXPECT_LT(now, before) << coordinates;
@@ -143,7 +144,7 @@ TEST(KeySketch, FollowsKeysThatDrift) {
   encode(keys.exact.data(), 3000 * 32, keys.stored.data());
   Serial serial;
   KeySketch<float> sketch(keys.shape, 16);
-  sketch.see(keys.queries);
+  sketch.seen().add(keys.queries);
   renew(sketch, keys.view(300), keys.shape, serial);
   sketch.reserve(3000);
   sketch.catch_up(0, keys.view(3000));
@@ -156,7 +157,7 @@ TEST(KeySketch, LooksForNewAxesAsTheCacheGrows) {
   Serial serial;
   EXPECT_TRUE(sketch.aged(0, 64));
   for (auto* one : {&sketch, &other}) {
-    one->see(keys.queries);
+    one->seen().add(keys.queries);
     renew(*one, keys.view(64), keys.shape, serial);
   }
   EXPECT_FALSE(sketch.aged(0, 95));
@@ -203,9 +204,9 @@ TEST(KeySketch, KnowsWhichDirectionsTheLastQueriesCareAbout) {
   Serial serial;
   KeySketch<float> plain(keys.shape, 8), knowing(keys.shape, 8), one_by_one(keys.shape, 8);
   renew(plain, keys.view(600), keys.shape, serial);
-  knowing.see(queries);
+  knowing.seen().add(queries);
   renew(knowing, keys.view(600), keys.shape, serial);
-  for (std::size_t t = 0; t < before + 64; ++t) one_by_one.see(std::span(queries).subspan(t * token, token));
+  for (std::size_t t = 0; t < before + 64; ++t) one_by_one.seen().add(std::span(queries).subspan(t * token, token));
   renew(one_by_one, keys.view(600), keys.shape, serial);
   EXPECT_GT(unexplained(looking, plain), 0.7);
   EXPECT_LT(unexplained(looking, knowing), 0.1);

@@ -74,7 +74,7 @@ index_t strangers(reference::Positions read, std::vector<long double> score) {
 template <class T>
 KeySketch<T> sketch_of(const std::vector<Token>& prompt, const KvView<T>& kv) {
   KeySketch<T> sketch(detail::checked<T>(shape), 16);
-  sketch.see(reference::packed(prompt, &Token::query));
+  sketch.seen().add(reference::packed(prompt, &Token::query));
   Serial serial;
   Array<float> memory(2 * KeySketch<T>::axis_floats(detail::checked<T>(shape)));
   sketch.reserve(kv.length);

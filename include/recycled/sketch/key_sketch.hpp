@@ -15,6 +15,7 @@
 #include "recycled/kernels/score_tile.hpp"
 #include "recycled/kernels/workspace.hpp"
 #include "recycled/sketch/axes.hpp"
+#include "recycled/sketch/seen_queries.hpp"
 #include "recycled/types/archive.hpp"
 #include "recycled/types/kv_view.hpp"
 #include "recycled/types/memory.hpp"
@@ -42,7 +43,7 @@ class KeySketch {
         anchors_(shape.query_heads),
         peaks_(shape.query_heads),
         factors_(shape.query_heads),
-        seen_queries_(seen_tokens * shape.query_size()),
+        seen_(shape),
         heads_(static_cast<std::size_t>(shape.kv_heads)) {}
 
   bool built(index_t g) const noexcept { return head(g).built_length > 0; }
@@ -52,27 +53,15 @@ class KeySketch {
     const Head& h = head(g);
     const index_t turn = (layer_ * shape_.kv_heads + g) % turns;
     return length >= h.built_length + h.built_length / 2 - h.built_length / 4 * turn / turns ||
-           (h.built_queries < seen_tokens && seen_ >= seen_tokens + turn);
+           (h.built_queries < SeenQueries::most_tokens && seen_.count() >= SeenQueries::most_tokens + turn);
   }
   /// Of one head's image of `positions` positions.
   index_t bytes(index_t positions) const noexcept {
     return positions * coordinates_ / 2 + stretches(positions) * shape_.head_dim * static_cast<index_t>(sizeof(float));
   }
 
-  /// Takes note of queries [tokens, query_heads, head_dim]: the last 64 tokens' say what axes are for.
-  void see(std::span<const float> queries) noexcept {
-    const index_t size = shape_.query_size(), given = static_cast<index_t>(queries.size()) / size;
-    for (index_t t = std::max(given - seen_tokens, index_t{0}); t < given; ++t, ++seen_) {
-      const float* const token = queries.data() + t * size;
-      for (index_t g = 0; g < shape_.kv_heads; ++g) {
-        std::copy_n(token + g * group_size(), group_size(), seen_of(g) + seen_ % seen_tokens * group_size());
-      }
-    }
-  }
-  /// The same for a decode step's, of which some will do.
-  void see_step(std::span<const float> query, index_t length) noexcept {
-    if (seen_ < seen_tokens || length % noted_apart == 0) see(query);
-  }
+  /// What tells it which axes matter: to be given the queries of the prompt and of decode steps.
+  SeenQueries& seen() noexcept { return seen_; }
 
   /// Floats that a head needs while its axes are being found.
   static index_t axis_floats(const Shape& shape) {
@@ -92,7 +81,7 @@ class KeySketch {
       h.length = 0;
       catch_up(g, kv);
       h.built_length = kv.length;
-      h.built_queries = seen_;
+      h.built_queries = seen_.count();
     });
   }
   /// Room for an image of `length` positions.
@@ -130,15 +119,15 @@ class KeySketch {
   }
   void clear() noexcept {
     for (Head& h : heads_) h.length = h.built_length = h.built_queries = 0;
-    seen_ = 0;
+    seen_.clear();
   }
 
   /// Of a layer that has `length` positions. Axes and means go without what pads them for this machine's vectors.
   template <class Io>
   void transfer(Io& io, index_t length) {
-    io.count(seen_, 0, detail::most_positions, "queries seen");
+    seen_.transfer_count(io);
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
-      io.array(seen_of(g), std::min(seen_, seen_tokens) * group_size());
+      seen_.transfer(io, g);
       Head& h = head(g);
       index_t coded = built(g) ? h.length : 0;
       io.count(coded, 0, length, "positions of the sketch");
@@ -200,8 +189,6 @@ class KeySketch {
  private:
   using Isa = simd::native;
   static constexpr index_t most_samples = 2048;
-  static constexpr index_t seen_tokens = 64;
-  static constexpr index_t noted_apart = 8;  // steps: the queries seen then reach 512 tokens back
   static constexpr index_t turns = 32;
 
   struct Head {
@@ -219,8 +206,6 @@ class KeySketch {
   }
   Head& head(index_t g) noexcept { return heads_[static_cast<std::size_t>(g)]; }
   const Head& head(index_t g) const noexcept { return heads_[static_cast<std::size_t>(g)]; }
-  index_t group_size() const noexcept { return shape_.group() * shape_.head_dim; }
-  float* seen_of(index_t g) noexcept { return seen_queries_.data() + g * seen_tokens * group_size(); }
   /// Products of a block, the scales of a block of q8_0, one row, and the middle of each coordinate's codes.
   index_t scratch_floats() const {
     return coordinates_ * kernels::logit_stride + shape_.head_dim / q8_0::block * kernels::block + row_stride_ +
@@ -291,11 +276,10 @@ class KeySketch {
       for (index_t d = 0; d < dim; ++d) row[d] -= near[d];
     });
     for (index_t i = 0; i < dim * row_stride_; ++i) s.keys.first[i] /= static_cast<float>(std::max(keys, index_t{1}));
-    const index_t queries =
-        moments(s.queries, std::min(seen_, seen_tokens) * shape_.group(), [&](index_t i, float* row) {
-          std::copy_n(seen_of(g) + i * dim, dim, row);
-          std::fill(row + dim, row + row_stride_, 0.0F);
-        });
+    const index_t queries = moments(s.queries, seen_.rows(), [&](index_t i, float* row) {
+      std::copy_n(seen_.row(g, i), dim, row);
+      std::fill(row + dim, row + row_stride_, 0.0F);
+    });
     detail::temper(s.queries, dim, queries);
     const index_t first = g * coordinates_ * row_stride_;
     detail::find_axes<Isa>(s, dim, coordinates_,
@@ -351,9 +335,8 @@ class KeySketch {
   Array<float> anchors_;        // and what kernels::CodeRows wants to note of it
   Array<float> peaks_;          // the largest logit of each
   Array<std::int16_t> factors_;
-  Array<float> seen_queries_;  // [kv_heads, seen_tokens, group, head_dim], the newest over the oldest
+  SeenQueries seen_;
   std::vector<Head> heads_;
-  index_t seen_ = 0;  // tokens whose queries were seen
 };
 
 }  // namespace recycled::inline RECYCLED_ABI
