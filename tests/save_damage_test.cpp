@@ -175,6 +175,26 @@ TEST(SavedState, MadeToHarmDoesNone) {
   EXPECT_GT(taken, 100);
 }
 
+TEST(SavedState, HoldsNoMoreOfAPromptThanTheWindowOrTheLayer) {
+  const std::vector<float> queries(4 * 8, 0.5F);
+  PromptWindow window(4, 8);
+  window.push(queries);
+  std::ostringstream stream;
+  detail::StateWriter writer(stream);
+  writer.begin("prompt");
+  window.transfer(writer, 4);
+  writer.end("the prompt");
+  const auto error = [&](index_t tokens, index_t length) {
+    std::istringstream state(stream.str());
+    detail::StateReader reader(state);
+    reader.begin("prompt");
+    return message_of([&] { PromptWindow(tokens, 8).transfer(reader, length); });
+  };
+  EXPECT_EQ(error(4, 4), "");
+  EXPECT_EQ(error(3, 1000), "recycled: saved state: prompt queries = 4, expected 0 to 3");
+  EXPECT_EQ(error(1000, 3), "recycled: saved state: prompt queries = 4, expected 0 to 3");
+}
+
 TEST(SavedState, OfABudgetIsCheckedToo) {
   Budget budget(0.2F);
   budget.account({0, 100, 1000});

@@ -35,7 +35,7 @@ TESTS = [
     ("kernels/code_", ["kernels/code_scan_test", "sketch/sketched_layer_test"]),
     ("kernels/", ["layer_test", "kernels/decode_reads_test", "decoder_types_test", "kernels/decode_test"]),
     ("cache/kv_cache", ["cache/kv_cache_test", "decoder_copies_test"]),
-    ("cache/prompt_window", ["layer_test", "decoder_prompt_test", "save_test"]),
+    ("cache/prompt_window", ["layer_test", "decoder_prompt_test", "save_damage_test:*Prompt*"]),
     ("cache/", ["cache/recycle_cache_test", "chosen_sets_test", "save_test"]),
     ("schedule/budget", ["schedule/budgeted_test", "save_damage_test:*Budget*"]),
     ("schedule/", ["schedule/schedule_test", "bounds_test", "schedule/self_calibrating_test", "schedule/step_info_test",

@@ -46,8 +46,8 @@ template <class Codes, class F>
 void for_each_code_run(Codes* codes, index_t coordinates, index_t begin, index_t end, const F& f) {
   const index_t whole = end / code_block * code_block;
   if (whole > begin) f(codes + code_bytes(begin, coordinates), code_bytes(whole - begin, coordinates));
-  for (index_t c = 0; end > whole && c < coordinates; c += 4) {
-    f(codes + code_bytes(whole, coordinates) + c / 4 * 2 * code_block, (end - whole) * 2);
+  for (index_t four = 0; end > whole && four < coordinates / 4; ++four) {
+    f(codes + code_bytes(whole, coordinates) + four * 2 * code_block, (end - whole) * 2);
   }
 }
 
