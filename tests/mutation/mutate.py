@@ -68,8 +68,8 @@ class Builds:
 
     def __init__(self, root, work):
         self.root, self.work = root, work
-        self.flags = ["-std=c++20", "-O1", "-march=native", "-pthread", "-w", f"-I{root}/tests",
-                      "-isystem", "/usr/include/eigen3", f'-DRECYCLED_TEST_DATA="{root}/tests/data"']  # fmt: skip
+        self.flags = ["-std=c++20", "-O1", "-march=native", "-pthread", "-w", "-D_GLIBCXX_ASSERTIONS",
+                      f"-I{root}/tests", "-isystem", "/usr/include/eigen3", f'-DRECYCLED_TEST_DATA="{root}/tests/data"']  # fmt: skip
         self.times, self.timing = {}, threading.Lock()
         work.mkdir(parents=True, exist_ok=True)
         source = pathlib.Path(__file__).parent / "standard.hpp"
