@@ -141,6 +141,15 @@ TYPED_TEST(CodeScan, TheFixedPointHasRoomForAllLogits) {
     std::copy(spread.begin(), spread.end(), rows.biases.begin());
     const float unit = rows.all.fix_point(2, coordinates, i % 2 == 0);
     ASSERT_GE(unit, kernels::finest_unit);
+    float of_a_row = 0;  // no coarser than one of them needs
+    for (std::ptrdiff_t r = 0; r < 2; ++r) {
+      Rows one(1, coordinates, stretches);
+      std::copy_n(rows.weights.begin() + r * 2 * coordinates, 2 * coordinates, one.weights.begin());
+      std::copy_n(rows.biases.begin() + r * stretches, stretches, one.biases.begin());
+      one.scales[0] = rows.scales[static_cast<std::size_t>(r)];
+      of_a_row = std::max(of_a_row, one.all.fix_point(1, coordinates, i % 2 == 0));
+    }
+    ASSERT_EQ(unit, of_a_row);
     for (std::size_t r = 0; r < 2; ++r) {
       for (const bool largest : {false, true}) {  // with the codes that lead to the ends
         int sum = 0;
