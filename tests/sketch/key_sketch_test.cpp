@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "reference/feed.hpp"
+#include "reference/sketch.hpp"
 
 namespace {
 
 using namespace recycled;
+using reference::renew;
 
 /// Keys that lie near a few directions, as those of models do.
 template <class T>
@@ -32,21 +34,9 @@ struct Keys {
   KvView<T> view(index_t positions) const {
     return KvView<T>::position_major(stored.data(), stored.data(), shape, positions);
   }
-  /// Row by row the sketch's logits of the last query.
-  std::vector<float> logits(KeySketch<T>& sketch, index_t g, index_t positions) const {
-    kernels::Workspace<simd::native> workspace;
-    workspace.reserve<T>(shape.query_heads, shape.head_dim, 1, shape.group(), shape.value_dim);
-    workspace.pack_queries(queries.data(), 1, shape, 0.125F);
-    const index_t stride = positions + kernels::code_block;
-    std::vector<std::int16_t> sums(static_cast<std::size_t>(shape.group() * stride));
-    std::vector<float> lse(static_cast<std::size_t>(shape.group()));
-    const auto found =
-        sketch.scan(g, workspace.queries(g * shape.group(), shape.group()), positions, 0, sums.data(), stride, lse);
-    std::vector<float> result;
-    for (index_t r = 0; r < shape.group(); ++r) {
-      for (index_t j = 0; j < positions; ++j) result.push_back(found.at(r, j));
-    }
-    return result;
+  /// The sketch's logits of the first query.
+  std::vector<std::vector<float>> logits(KeySketch<T>& sketch, index_t g, index_t positions) const {
+    return reference::logits(sketch, g, queries, positions, shape, 0.125F);
   }
   double exact_logit(index_t g, index_t r, index_t j) const {
     double sum = 0;
@@ -63,25 +53,17 @@ struct Keys {
   Array<T> stored;
 };
 
-template <class T, class E>
-void renew(KeySketch<T>& sketch, const KvView<T>& view, const Shape& shape, E& executor) {
-  Array<float> memory(shape.kv_heads * KeySketch<T>::axis_floats(shape));
-  std::fill(memory.begin(), memory.end(), std::nanf(""));  // whatever it holds
-  sketch.reserve(view.length);
-  sketch.renew(view, memory.data(), executor);
-}
-
 /// Share of the variance of exact logits over positions that the sketch's leave unexplained.
 template <class T>
 double unexplained(const Keys<T>& keys, KeySketch<T>& sketch) {
   double error = 0, variance = 0;
   for (index_t g = 0; g < keys.shape.kv_heads; ++g) {
-    const std::vector<float> logits = keys.logits(sketch, g, keys.length);
+    const auto logits = keys.logits(sketch, g, keys.length);
     for (index_t r = 0; r < keys.shape.group(); ++r) {
       double sum = 0, squares = 0, off_squares = 0;
       for (index_t j = 0; j < keys.length; ++j) {
         const double exact = keys.exact_logit(g, r, j);
-        const double difference = static_cast<double>(logits[static_cast<std::size_t>(r * keys.length + j)]) - exact;
+        const double difference = static_cast<double>(logits[reference::at(r)][reference::at(j)]) - exact;
         sum += exact;
         squares += exact * exact;
         off_squares += difference * difference;
@@ -220,7 +202,9 @@ TEST(KeySketch, OfKeysThatAreNoNumbersHasNoAxes) {
     Serial serial;
     KeySketch<float> sketch(keys.shape, 32);
     renew(sketch, keys.view(300), keys.shape, serial);
-    for (const float logit : keys.logits(sketch, 0, 300)) EXPECT_TRUE(std::isfinite(logit) || odd > 1e29F) << logit;
+    for (const auto& row : keys.logits(sketch, 0, 300)) {
+      for (const float logit : row) EXPECT_TRUE(std::isfinite(logit) || odd > 1e29F) << logit;
+    }
   }
 }
 

@@ -12,6 +12,7 @@
 #include "reference/fed.hpp"
 #include "reference/feed.hpp"
 #include "reference/messages.hpp"
+#include "reference/sketch.hpp"
 
 namespace {
 
@@ -32,19 +33,13 @@ TYPED_TEST_SUITE(SketchedStep, Types);
 template <class T>
 std::vector<long double> log_weights_by(KeySketch<T>& sketch, index_t g, const std::vector<float>& query,
                                         const KvView<T>& kv, float soft_cap) {
-  kernels::Workspace<simd::native> workspace;
-  workspace.reserve<T>(6, 40, 1, 3, 24);
-  workspace.pack_queries(query.data(), 1, detail::checked<T>(shape), 1 / std::sqrt(40.0F));
   sketch.reserve(kv.length);
   sketch.catch_up(g, kv);
-  const index_t stride = kv.length + kernels::code_block;
-  std::vector<std::int16_t> sums(at(3 * stride));
-  std::vector<float> lse(3);
-  const auto found = sketch.scan(g, workspace.queries(g * 3, 3), kv.length, 0, sums.data(), stride, lse);
+  const auto found = reference::logits(sketch, g, query, kv.length, detail::checked<T>(shape), 1 / std::sqrt(40.0F));
   std::vector<long double> score(at(kv.length), -reference::infinity);
-  for (index_t r = 0; r < 3; ++r) {
+  for (const std::vector<float>& row : found) {
     const auto logit = [&](index_t j) {
-      const auto plain = static_cast<long double>(found.at(r, j));
+      const auto plain = static_cast<long double>(row[at(j)]);
       return soft_cap > 0 ? static_cast<long double>(soft_cap) * std::tanh(plain / static_cast<long double>(soft_cap))
                           : plain;
     };
@@ -76,9 +71,7 @@ KeySketch<T> sketch_of(const std::vector<Token>& prompt, const KvView<T>& kv) {
   KeySketch<T> sketch(detail::checked<T>(shape), 16);
   sketch.seen().add(reference::packed(prompt, &Token::query));
   Serial serial;
-  Array<float> memory(2 * KeySketch<T>::axis_floats(detail::checked<T>(shape)));
-  sketch.reserve(kv.length);
-  sketch.renew(kv, memory.data(), serial);
+  reference::renew(sketch, kv, detail::checked<T>(shape), serial);
   return sketch;
 }
 
