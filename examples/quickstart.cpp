@@ -13,7 +13,7 @@ int main() {
   const recycled::LayerOptions options{.capacity = 64};  // a full step reads every position, a recycled one 64 + 1
   std::vector<float> out(8 * 64);
 
-  // Door 1: the KV cache is yours, [token, kv_head, head_dim] here, and is read in place. One object a layer.
+  // The KV cache is yours, [token, kv_head, head_dim] here, and is read in place. One object a layer.
   const std::vector<float> keys = tensor(1100 * 2 * 64), values = tensor(1100 * 2 * 64);
   recycled::LayerAttention<float, recycled::FixedStride> attention{shape, options, {.stride = 10}};
   for (int length = 1001; length <= 1100; ++length) {
@@ -24,7 +24,7 @@ int main() {
   std::cout << did.full_steps << " full and " << did.recycled_steps << " recycled steps of a head read "
             << did.rows_read << " rows; full attention would have read " << 100 * (1001 + 1100) / 2 << '\n';
 
-  // Door 2: the library keeps the KV cache, bfloat16 here, and takes the prompt as well. One object for all layers.
+  // The library keeps the KV cache, bfloat16 here, and takes the prompt as well. One object for all layers.
   recycled::Decoder<recycled::bfloat16> decoder{{.layers = 1, .layer = shape}, options, {.stride = 10}};
   std::vector<float> prompt_out(200 * 8 * 64);
   decoder.prefill(0, tensor(200 * 8 * 64), tensor(200 * 2 * 64), tensor(200 * 2 * 64), prompt_out);

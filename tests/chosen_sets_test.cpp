@@ -235,6 +235,8 @@ TEST(WrongChoice, IsNamedAndChangesNothing) {
   expect(message({1, 51}), "positions = 51, expected -1 for none, or 0 to 50");
   expect(message({1, -2}), "positions = -2, expected -1 for none, or 0 to 50");
   expect(message({1, 2, 9, 9}), "positions = 9, expected each once for KV head 1");
+  expect(message({7, 7, 1, 2}), "positions = 7, expected each once for KV head 0");
+  expect(message({51, 1}), "positions = 51, expected -1 for none, or 0 to 50");
   std::vector<index_t> many(2 * at(capacity + 1), -1);
   std::iota(many.begin() + capacity + 1, many.end(), index_t{0});
   expect(message(many), "positions of a KV head = 13, expected at most the capacity, 12");

@@ -1,4 +1,4 @@
-// Door 1: LayerAttention over memory that the host owns.
+// LayerAttention over memory that the host owns.
 #include "reference/lockstep.hpp"
 #include "reference/messages.hpp"
 

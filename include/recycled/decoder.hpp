@@ -1,4 +1,4 @@
-// Door 2: the library owns the KV memory of all layers.
+// The library owns the KV memory of all layers.
 #pragma once
 
 #include <span>

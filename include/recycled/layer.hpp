@@ -1,4 +1,4 @@
-// Door 1: one attention layer over KV memory that the host owns; the state machine of Recycled Attention.
+// One attention layer over KV memory that the host owns; the state machine of Recycled Attention.
 #pragma once
 
 #include <span>
@@ -209,10 +209,11 @@ class LayerAttention {
     const_cast<LayerAttention&>(*this).transfer(io);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
     io.end("the layer");
   }
-  /// Goes on from a state that was saved by a layer of the same types, shape and options (schedule and selection keep
-  /// the parameters that they have here): over the same rows, on the same machine, with the same bits. Anything else
-  /// (another version, a file that is cut short or damaged) throws std::invalid_argument and changes nothing; whatever
-  /// the stream holds, no more memory is taken than in proportion to it and to this layer.
+  /// Goes on from a state that was saved by a layer of the same types, shape and options: over the same rows, on the
+  /// same machine, with the same bits. Anything else (another version, shape or capacity, a file that is cut short or
+  /// damaged) throws std::invalid_argument and changes nothing; whatever the stream holds, no more memory is taken than
+  /// in proportion to it and to this layer, of which there are two until all is read. Not compared are max_length,
+  /// SketchOptions::full_every, and what schedule and selection are: they keep the parameters that they have here.
   void load(std::istream& stream) {
     LayerAttention loaded = fresh();
     detail::StateReader io(stream);

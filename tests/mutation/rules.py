@@ -18,6 +18,8 @@ SKIPPED_LINES = [
     ("kernels/prefill.hpp", r"constexpr index_t", "sizes of chunks and tiles"),
     ("schedule/", r"static constexpr (float|double|index_t)", "rates, bounds and first values, chosen by measuring"),
     ("", r"^\s*(float|double|index_t|bool|std::\w+) (\w+_ = [^;]*;|\w+ = [^;]*;\s*//)", "members' first values"),
+    ("token_attention", r"^    std::uint64_t \w+ = 0;", "the same, of what every step sets"),
+    ("kernels/top_k", r"\bone = \*rank ==", "bounds that a search begins with, and widens if they are wrong"),
     ("kernels/softmax_state", r"^  float \w+ = ", "the same"),
     ("sketch/", r"static constexpr", "rates and sizes, chosen by measuring"),
     ("kernels/code_scan", r"unit \* 32768", "a unit in the last place, of what is rounded"),
