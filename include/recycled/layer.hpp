@@ -120,9 +120,10 @@ class LayerAttention {
   template <Executor E = Serial>
   void prepare(const KvView<T>& kv, E&& executor = {}) {
     if (prompt_.tokens() == 0) return;
-    detail::check(kv, shape_);
+    const detail::SeenPages seen = detail::check(kv, shape_, seen_);
     detail::require(kv.length >= length_, "KvView.length", kv.length,
                     [this] { return detail::text("at least the prompt's ", length_); });
+    saw(seen);
     if constexpr (recycles) {
       attention_.reserve(kv);
       attention_.choose_from_prompt(prompt_, kv, length_, executor);
@@ -183,6 +184,7 @@ class LayerAttention {
     attention_.sets().truncate(length);
     pace_.take_back(removed);
     length_ = length;
+    seen_.positions = std::min(seen_.positions, length);
   }
   /// Takes back the last `tokens` positions.
   void rollback(index_t tokens) {
@@ -196,6 +198,7 @@ class LayerAttention {
     prompt_.clear();
     std::fill(statistics_.heads.begin(), statistics_.heads.end(), HeadStatistics{});
     length_ = 0;
+    seen_ = {};
   }
 
   /// Writes all that the layer knows to a binary stream, but for the rows that the host owns: positions, sets with
@@ -280,27 +283,34 @@ class LayerAttention {
   }
   /// The arguments of a step or a prefill of `tokens` tokens.
   void check(std::span<const float> queries, const KvView<T>& kv, std::span<float> out, index_t tokens,
-             std::span<const float> compared) const {
+             std::span<const float> compared) {
     detail::require_size(queries.size(), tokens * shape_.query_size(), "query.size()",
                          "query_heads * head_dim for each token");
     detail::require_size(out.size(), detail::checked_product(tokens, shape_.output_size(), "out.size()"), "out.size()",
                          "query_heads * value_dim for each token");
     detail::check_compared(compared, shape_);
-    detail::check(kv, shape_, length_);
+    const detail::SeenPages seen = detail::check(kv, shape_, seen_);
     detail::require(
         length_ == 0 ? kv.length >= tokens : kv.length == length_ + tokens, "KvView.length", kv.length, [&] {
           return detail::text(
               length_ + tokens, ": ", length_, " positions so far and ", tokens,
               " new, whose rows are in the view (truncate() takes positions back, observe() skips a prompt)");
         });
+    saw(seen);
+  }
+  /// Pages behind the layer's length may change until they are part of it.
+  void saw(const detail::SeenPages& seen) noexcept {
+    seen_ = seen;
+    seen_.positions = std::min(seen_.positions, length_);
   }
 
   /// What comes with a choice for the next step; returns that step's position.
-  index_t check_choice(const KvView<T>& kv) const {
-    detail::check(kv, shape_, std::min(length_, kv.length));
+  index_t check_choice(const KvView<T>& kv) {
+    const detail::SeenPages seen = detail::check(kv, shape_, seen_);
     detail::require(
         length_ == 0 || kv.length == length_ || kv.length == length_ + 1, "KvView.length", kv.length,
         [this] { return detail::text(length_, " or ", length_ + 1, ": the positions so far, and the new one"); });
+    saw(seen);
     return length_ == 0 ? kv.length - 1 : length_;
   }
 
@@ -367,6 +377,7 @@ class LayerAttention {
   PromptWindow prompt_;
   bool prompt_compared_ = false;  // pace_ compares with what the host gave for that, not with the prompt's last query
   index_t length_ = 0;
+  detail::SeenPages seen_;  // its positions are below length_
   LayerStatistics statistics_;
 };
 

@@ -150,11 +150,14 @@ class Asked {
                 [&](KvView<float>& kv, index_t value) {
                   kv.pages = {table, value};
                 });
-    refuse_view("KvView.pages.table", Counts{-1, std::numeric_limits<std::int32_t>::min()}, "a page, 0 or more",
-                [&](KvView<float>& kv, index_t value) {
-                  table[length_] = static_cast<std::int32_t>(value);
-                  kv.pages = {table, 1};
-                });
+    for (const index_t page : {index_t{0}, length_ / 2, length_}) {
+      refuse_view("KvView.pages.table", Counts{-1, std::numeric_limits<std::int32_t>::min()}, "a page, 0 or more",
+                  [&](KvView<float>& kv, index_t value) {
+                    std::iota(std::begin(table), std::end(table), 0);
+                    table[page] = static_cast<std::int32_t>(value);
+                    kv.pages = {table, 1};
+                  });
+    }
   }
   void waits_for_its_prompts_choice() { waits_ = true; }
 

@@ -102,8 +102,11 @@ TEST(KvView, RefusesPagesThatCannotBe) {
   KvView<float> view = good();
   view.pages = {table.data(), 4};
   EXPECT_EQ(rejection(view), says("KvView.pages.table", "-2", "a page, 0 or more, at index 1"));
-  EXPECT_EQ(message_of([&] { recycled::detail::check(view, shape, 8); }), "") << "positions 0 to 7 are known";
-  EXPECT_NE(message_of([&] { recycled::detail::check(view, shape, 7); }), "");
+  const auto seen = [&](index_t positions) {
+    return recycled::detail::SeenPages{view.pages, view.key_strides, view.value_strides, positions, 12};
+  };
+  EXPECT_EQ(message_of([&] { recycled::detail::check(view, shape, seen(8)); }), "") << "positions 0 to 7 are known";
+  EXPECT_NE(message_of([&] { recycled::detail::check(view, shape, seen(7)); }), "");
   for (const index_t size : {0, -1, (1 << 20) + 1}) {
     view.pages.size = size;
     EXPECT_EQ(rejection(view), says("KvView.pages.size", std::to_string(size), "1 to 2^20 rows"));

@@ -18,15 +18,18 @@ struct Strides {
   friend std::ostream& operator<<(std::ostream& out, const Strides& strides) {
     return out << strides.position << ", " << strides.head;
   }
+  bool operator==(const Strides&) const = default;
 };
 
 /// The order of the rows, where it is not that of the positions: a paged cache, or cells that were free when their
 /// tokens came. The row of position j is table[j / size] * size + j % size; without a table it is j. What the table
-/// says of a position that a layer knows must not change, nor what is in that row.
+/// says of a position that a layer knows must not change, nor what is in that row: a layer looks at an entry once, and
+/// at all of them when the table is another than the last time.
 struct Pages {
   const std::int32_t* table = nullptr;
   index_t size = 1;  ///< rows in a page
 
+  bool operator==(const Pages&) const = default;  // the same table, not an equal one
   index_t row(index_t position) const noexcept {
     if (table == nullptr) return position;
     return size == 1 ? table[position] : table[position / size] * size + position % size;
@@ -90,28 +93,41 @@ struct KvView {
 
 namespace detail {
 
-/// Rows that the positions from `known` on reach up to. Throws std::invalid_argument for pages that can't be.
-inline index_t checked_rows(const Pages& pages, index_t known, index_t length) {
-  if (pages.table == nullptr) return length;
+/// What of a layer's views has been checked already: a step need not look at all pages again.
+struct SeenPages {
+  Pages pages;  ///< the same as now, or nothing is known
+  Strides key_strides, value_strides;
+  index_t positions = 0;  ///< these first ones' pages are good
+  index_t rows = 0;       ///< all within so many rows
+};
+
+/// Throws std::invalid_argument for pages that can't be.
+template <Scalar T>
+SeenPages checked_pages(const KvView<T>& view, const SeenPages& before) {
+  const Pages& pages = view.pages;
+  SeenPages seen{pages, view.key_strides, view.value_strides, view.length, view.length};
+  if (pages.table == nullptr) return seen;
   require(pages.size >= 1 && pages.size <= index_t{1} << 20, "KvView.pages.size", pages.size, "1 to 2^20 rows");
-  index_t last = 0;
-  for (index_t page = known / pages.size; page <= (length - 1) / pages.size; ++page) {
+  const bool same =
+      before.pages == pages && before.key_strides == view.key_strides && before.value_strides == view.value_strides;
+  seen.rows = same ? before.rows : 0;
+  for (index_t page = same ? before.positions / pages.size : 0; page <= (view.length - 1) / pages.size; ++page) {
     require(pages.table[page] >= 0, "KvView.pages.table", pages.table[page],
             [page] { return text("a page, 0 or more, at index ", page); });
-    last = std::max(last, index_t{pages.table[page]});
+    seen.rows = std::max(seen.rows, (index_t{pages.table[page]} + 1) * pages.size);
   }
-  return (last + 1) * pages.size;
+  return seen;
 }
 
-/// Throws std::invalid_argument unless `view` can be a layer of `shape` (already checked), `known` positions of which
-/// were in a view before.
+/// Throws std::invalid_argument unless `view` can be a layer of `shape` (already checked).
 template <Scalar T>
-void check(const KvView<T>& view, const Shape& shape, index_t known = 0) {
+SeenPages check(const KvView<T>& view, const Shape& shape, const SeenPages& before = {}) {
   require(view.length >= 1, "KvView.length", view.length, "at least 1: the new token's row is already in it");
   require(view.length <= most_positions, "KvView.length", view.length, "at most 2^40 positions");
   require(view.keys != nullptr, "KvView.keys", "null", "a pointer to the first key");
   require(view.values != nullptr, "KvView.values", "null", "a pointer to the first value");
-  const index_t rows = checked_rows(view.pages, known, view.length);
+  const SeenPages seen = checked_pages(view, before);
+  const index_t rows = seen.rows;
   const auto stride = [&](index_t value, index_t least, index_t count, std::string_view name) {
     // In bytes, and some rows further on, which are asked for ahead. Where there is one row alone it leads nowhere, but
     // is multiplied all the same.
@@ -133,6 +149,7 @@ void check(const KvView<T>& view, const Shape& shape, index_t known = 0) {
   stride(view.value_strides.head, value_row, shape.kv_heads, "KvView.value_strides.head");
   apart(view.key_strides, key_row, "KvView.key_strides (position, head)");
   apart(view.value_strides, value_row, "KvView.value_strides (position, head)");
+  return seen;
 }
 
 }  // namespace detail
