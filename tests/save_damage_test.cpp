@@ -208,9 +208,21 @@ TEST(SavedState, OfABudgetIsCheckedToo) {
   };
   expect(24, -1.0F, "loss = -1, expected 1e-4 to 1.5");
   expect(24, 2.0F, "loss = 2, expected 1e-4 to 1.5");
-  expect(52, index_t{0}, "layers that share a budget = 0, expected 1 to 1048576");
-  expect(52, (index_t{1} << 20) + 1, "layers that share a budget = 1048577, expected 1 to 1048576");
+  expect(52, index_t{0}, "layers that share a budget = 0, expected 1 to 1048577");
+  expect(52, (index_t{1} << 20) + 2, "layers that share a budget = 1048578, expected 1 to 1048577");
   EXPECT_EQ(other.spent(), 0);
+  // Sums as large as any that are taken: they are halved, and go on being so.
+  std::string large = state;
+  for (const auto& [place, sum] : {std::pair<std::size_t, std::uint64_t>{28, std::uint64_t{1} << 61},
+                                   {36, (std::uint64_t{1} << 62) - 1},
+                                   {44, std::uint64_t{1} << 55}}) {
+    std::memcpy(large.data() + place, &sum, sizeof sum);
+  }
+  Budget full(0.2F);
+  EXPECT_EQ(error_of(full, signed_again(large)), "");
+  for (int i = 0; i < 9; ++i) full.account({0, 1, std::uint64_t{1} << 60});
+  EXPECT_LT(full.spent(), 0.2);
+  EXPECT_EQ(error_of(other, saved(full)), "");
   EXPECT_EQ(error_of(other, state), "");
   EXPECT_EQ(other.spent(), 0.1);
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <recycled/recycled.hpp>
+#include <sstream>
 #include <thread>
 
 #include "reference/feed.hpp"
@@ -118,6 +119,28 @@ TEST(Budget, ThreadsLoseNothing) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_DOUBLE_EQ(budget.spent(), 0.5);
   EXPECT_TRUE(std::isfinite(budget.allowed_loss()));
+}
+
+TEST(Budget, GoesOnAfterMoreBytesThanASumCanHold) {
+  constexpr std::uint64_t much = std::uint64_t{1} << 59;
+  Budget budget(0.5F);
+  for (int i = 0; i < 50; ++i) budget.account({.bytes_read = much / 4, .bytes_full = much});
+  EXPECT_NEAR(budget.spent(), 0.25, 1e-12);
+  for (int i = 0; i < 50; ++i) budget.account({.bytes_read = much, .bytes_full = much});
+  EXPECT_GT(budget.spent(), 0.99) << "what is long ago counts less";
+}
+
+TEST(Budget, OfTheLastLayerThatThereMayBeIsSavedAndLoaded) {
+  const auto budget = std::make_shared<Budget>(0.5F);
+  LayerAttention<float, Budgeted> layer({1, 1, 8}, {.capacity = 4, .layer = 1 << 20}, {budget});
+  const std::vector<float> rows(8), query(8);
+  std::vector<float> out(8);
+  layer.step(query, KvView<float>::position_major(rows.data(), rows.data(), {1, 1, 8}, 1), out);
+  std::stringstream state;
+  Budget loaded(0.5F);
+  budget->save(state);
+  loaded.load(state);
+  EXPECT_EQ(loaded.spent(), 1);
 }
 
 TEST(Budget, IsCheckedAndNamed) {

@@ -79,7 +79,7 @@ class Budget {
     index_t layers = budget.layers_;
     io.begin("budget");
     io.plain(loss, read, full, steps);
-    io.count(layers, 1, index_t{1} << 20, "layers that share a budget");
+    io.count(layers, 1, (index_t{1} << 20) + 1, "layers that share a budget");
     detail::require(loss >= least_loss && loss <= most_loss, "saved state: loss", loss, "1e-4 to 1.5");
     detail::require(full < 2 * most_bytes && read < 2 * most_bytes, "saved state: bytes of a budget",
                     std::max(full, read), "less than 2^62");
@@ -90,9 +90,11 @@ class Budget {
       budget.full_ = full;
       budget.steps_ = steps;
       budget.layers_ = layers;
+      while (budget.full_ >= most_bytes) budget.halve();
     }
   }
-  /// Sums never overflow: 2^61 bytes are some weeks of a busy host. Only the thread that comes past them is here.
+  /// Sums never overflow: 2^61 bytes are some weeks of a busy host. Of those that account, only the one that comes past
+  /// them is here.
   void halve() noexcept {
     for (auto* const sum : {&read_, &full_, &steps_})
       sum->fetch_sub(sum->load(std::memory_order_relaxed) / 2, std::memory_order_relaxed);
