@@ -5,8 +5,9 @@ usage: mutate.py ROOT WORK [--count N] [--seed S] [--jobs N] [--only PATTERN] [-
                  [--list]
 
 A mutant is caught if a test of its file (TESTS), or one of LAST, fails, crashes or runs for ten times as long as it
-should, and is no mutant if it does not compile. The same seed chooses the same mutants of the same sources, of those
-whose "file:line:" fits the patterns. Survivors are listed, and below nine in ten caught the exit status is 1.
+should, or one of its file's does under AddressSanitizer, and is no mutant if it does not compile. The same seed chooses
+the same mutants of the same sources, of those whose "file:line:" fits the patterns. Survivors are listed, and below
+nine in ten caught the exit status is 1.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import threading
 import time
 from multiprocessing.pool import ThreadPool
 
-from rules import FILES, LAST, SKIPPED_LINES, TESTS
+from rules import EQUAL_FLIPS, FILES, LAST, SKIPPED_LINES, TESTS
 
 TARGET = 90.0  # per cent caught
 
@@ -51,16 +52,23 @@ def skipped(name, line):
     return next((why for files, rule, why in SKIPPED_LINES if re.search(files, name) and re.search(rule, line)), None)
 
 
+def equal(name, line, flip):
+    """Whether it is known to change nothing."""
+    return any(re.search(files, name) and re.search(rule, line) and re.fullmatch(flips, flip)
+               for files, rule, flips, _ in EQUAL_FLIPS)  # fmt: skip
+
+
 def mutants_of(root, name):
     """(line number, column, what stands there, what comes instead) for every place that can be flipped."""
     for number, line in enumerate((root / "include/recycled" / name).read_text().splitlines()):
         if skipped(name, line):
             continue
         code = QUIET.sub(lambda match: " " * len(match.group()), line)
-        for match in OPERATOR.finditer(code):
-            yield number, match.start(), match.group(), SWAPS[match.group()]
-        for match in NUMBER.finditer(code):
-            yield number, match.start(), match.group(), flipped(match.group(1), match.group(2))
+        found = [(match, SWAPS[match.group()]) for match in OPERATOR.finditer(code)]
+        found += [(match, flipped(match.group(1), match.group(2))) for match in NUMBER.finditer(code)]
+        for match, after in found:
+            if not equal(name, line, f"{match.group().strip()} -> {after.strip()}"):
+                yield number, match.start(), match.group(), after
 
 
 class Builds:
@@ -75,11 +83,11 @@ class Builds:
         source = pathlib.Path(__file__).parent / "standard.hpp"
         subprocess.run(["clang++", *self.flags, "-xc++-header", source, "-o", work / "standard.pch"], check=True)
 
-    def build(self, test, include, program):
+    def build(self, test, include, program, sanitized=False):
         """Whether it compiles."""
         source = self.root / "tests" / f"{test.partition(':')[0]}.cpp"
-        command = ["clang++", *self.flags, f"-I{include}", "-include-pch", self.work / "standard.pch",
-                   source, "-o", program, "-lgtest", "-lgtest_main"]  # fmt: skip
+        kind = ["-fsanitize=address"] if sanitized else ["-include-pch", self.work / "standard.pch"]
+        command = ["clang++", *self.flags, f"-I{include}", *kind, source, "-o", program, "-lgtest", "-lgtest_main"]
         return subprocess.run(command, capture_output=True).returncode == 0
 
     def passes(self, test, program, limit):
@@ -115,13 +123,14 @@ class Builds:
         lines = path.read_text().splitlines()
         lines[number] = lines[number][:column] + after + lines[number][column + len(before) :]
         path.write_text("\n".join(lines) + "\n")
-        for test in [*next(tests for files, tests in TESTS if re.search(files, name)), *LAST]:
-            limit = 20 + 10 * self.sound(test)
-            program = work / "mutant"
-            if not self.build(test, include, program):
+        program = work / "mutant"
+        own = next(tests for files, tests in TESTS if re.search(files, name))
+        for test, sanitized in [*((test, False) for test in [*own, *LAST]), *((test, True) for test in own)]:
+            limit = 20 + (40 if sanitized else 10) * self.sound(test)
+            if not self.build(test, include, program, sanitized):
                 return "no mutant", "does not compile"
             if not self.passes(test, program, limit):
-                return "caught", test
+                return "caught", test + (" under AddressSanitizer" if sanitized else "")
         return "survived", ""
 
 

@@ -94,10 +94,11 @@ void value_strips(const ValueBlock<T>& b, index_t column, index_t end, index_t& 
     const index_t left = end - column;
     return Vectors == 1 ? left > 0 : left >= width && (Vectors == 2 || left != width + Isa::width);
   };
-  for (; fits(); column += width, fetched += 64 * strip_lines<Isa, T>(Vectors)) {
+  for (; fits(); column += width) {
     const bool wanted = b.ahead.first != nullptr && fetched < b.ahead.bytes();
     value_tile<Isa, Tile, Vectors>(b, column,
                                    wanted ? reinterpret_cast<const char*>(b.ahead.first) + fetched : nullptr);
+    fetched += 64 * strip_lines<Isa, T>(Vectors);
   }
   if constexpr (Vectors > 1) value_strips<Isa, Tile, (Vectors > 4 ? 4 : Vectors - 1)>(b, column, end, fetched);
 }
