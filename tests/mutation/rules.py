@@ -41,7 +41,7 @@ EQUAL_FLIPS = [
     ("cache/kv_cache", r"reserve\(std::max", "> -> >=|2 -> 3|256 -> 257", "the same"),
     ("kernels/code_scan", r"unit \* 32768", "32768 -> 32769|32767 -> 32768", "a unit in the last place"),
     ("kernels/prefill", r"const Visible last", r"- -> \+|1 -> 0", "more is read token by token, with the same bits"),
-    ("kernels/value_tile", r"left >= width", r">= -> >|!= -> ==|2 -> 3|\|\| -> &&", "which strips: the sums are the same"),
+    ("kernels/value_tile", r"left >= width", r">= -> >|!= -> ==|2 -> 3|\|\| -> &&", "the strips: sums are the same"),
 ]
 
 # (files, tests, the cheapest that should notice first, ':' and which of their cases); the first line that fits counts.
