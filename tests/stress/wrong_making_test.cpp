@@ -78,6 +78,15 @@ void wrong_options(Refusals& refusals) {
          [](LayerOptions& o, index_t value) { o.attention = {.window = 9, .sinks = value}; });
   refuse("AttentionOptions.sinks", Counts{1, largest}, "0 when there is no window",
          [](LayerOptions& o, index_t value) { o.attention.sinks = value; });
+  // A layer that never recycles keeps nothing: any count will do, also none.
+  const auto make_full = [](index_t capacity) {
+    LayerAttention<float, AlwaysFull> layer(shape, {.capacity = capacity});
+  };
+  refusals.expect_each("AlwaysFull", "LayerOptions.capacity", Counts{-1, too_long, huge, largest, lowest}, "0 to 2^40",
+                       make_full);
+  for (const index_t capacity : {index_t{0}, index_t{1}, too_long - 1}) {
+    EXPECT_EQ(message_of([&] { make_full(capacity); }), "");
+  }
   // Counts that may be, of which the product may not.
   refusals.expect("LayerAttention", "recycle cache size", "8388608 * 1099511627777", "below 2^63", [] {
     make({1 << 23, 1 << 23, 1}, {.capacity = index_t{1} << 40});
