@@ -64,7 +64,8 @@ Bits lived(const KvView<T>& rows) {
   return all;
 }
 
-/// The same rows side by side, and where `far` says (keys and values alike): the same bits.
+/// The same rows side by side, and where `far` says (keys and values alike): the same bits. Skips the test, which then
+/// has nothing more to say, where there is no room.
 template <Scalar T>
 void expect_same_bits(const char* what, const Strides& far, const Pages& pages, index_t rows) {
   SCOPED_TRACE(what);
@@ -93,6 +94,7 @@ TEST(FarRows, OfWideStridesAreWhereTheyAre) {
   expect_same_bits<half>("positions far apart", {wide, 64}, {}, length);
   expect_same_bits<float>("heads far apart", {64, (index_t{1} << 33) + 64}, {}, length);
   expect_same_bits<q8_0>("blocks far apart", {wide, 1}, {}, length);
+  if (IsSkipped()) return;
   stress::report("long run, strides", "offsets up to 2^33 elements, 0 bits changed");
 }
 
@@ -103,6 +105,7 @@ TEST(FarRows, OfHighPagesAreWhereTheyAre) {
   for (index_t p = 0; p < length / 16; ++p) pages[at(p)] = static_cast<std::int32_t>((1 << 28) + 100 - p * 3 % 79);
   expect_same_bits<half>("cells up to 2^31", {64, 32}, {cells.data(), 1}, index_t{1} << 31);
   expect_same_bits<q8_0>("rows up to 2^32", {2, 1}, {pages.data(), 16}, (index_t{1} << 32) + 2000);
+  if (IsSkipped()) return;
   stress::report("long run, pages", "rows up to 2^32, 0 bits changed");
 }
 
