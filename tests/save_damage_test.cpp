@@ -6,6 +6,7 @@
 
 #include "reference/feed.hpp"
 #include "reference/messages.hpp"
+#include "reference/replaced_new.hpp"
 
 namespace {
 
@@ -115,8 +116,16 @@ std::string signed_again(std::string state) {
   return state;
 }
 
+/// Bytes asked for by `f`, given back or not.
+template <class F>
+std::size_t asked_by(const F& f) {
+  const std::size_t before = reference::asked;
+  f();
+  return reference::asked - before;
+}
+
 /// What is refused changes nothing, and what is taken can be worked with: no state leads out of bounds (which the
-/// sanitizers see), or to more memory than it is long.
+/// sanitizers see), or to more memory than it is long and the decoder takes.
 TEST(SavedState, MadeToHarmDoesNone) {
   reference::Random random(3);
   const std::vector<std::int64_t> extremes{-1,
@@ -148,6 +157,7 @@ TEST(SavedState, MadeToHarmDoesNone) {
                                   return chosen;
                                 }())};
   ASSERT_TRUE(signed_again(states[0]) == states[0]);
+  const std::size_t of_decoder = asked_by([&] { const Small copy = decoder; });
   Tokens tokens(model.layer, 5);
   int taken = 0;
   for (const std::string& state : states) {
@@ -157,7 +167,10 @@ TEST(SavedState, MadeToHarmDoesNone) {
         const std::int64_t value =
             extremes[static_cast<std::size_t>(random.between(0, static_cast<index_t>(extremes.size()) - 1))];
         std::memcpy(harmful.data() + place, &value, random.between(0, 1) == 0 ? 4 : 8);
-        const std::string error = error_of(decoder, signed_again(harmful));
+        std::istringstream stream(signed_again(harmful));
+        std::string error;
+        const std::size_t asked = asked_by([&] { error = message_of([&] { decoder.load(stream); }); });
+        ASSERT_LE(asked, harmful.size() + of_decoder) << error;
         if (!error.empty()) {
           ASSERT_EQ(error.substr(0, 9), "recycled:");
           continue;

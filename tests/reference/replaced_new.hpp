@@ -2,6 +2,7 @@
 // likes. For the one file of a program that includes this.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +17,7 @@ namespace reference {
 
 inline std::atomic<long> allocations{0};    // so far
 inline std::atomic<long> live{0};           // of them not yet given back
+inline std::atomic<std::size_t> asked{0};   // bytes in all of them
 inline std::atomic<long> until_failure{0};  // the allocation that fails, from now on; 0: none does
 inline std::atomic<int> filling{-1};        // the byte that new memory is full of; -1: whatever was there
 
@@ -24,9 +26,10 @@ inline void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
   if (until_failure > 0 && --until_failure == 0) return nullptr;
   allocations.fetch_add(1, std::memory_order_relaxed);
   live.fetch_add(1, std::memory_order_relaxed);
-  // aligned_alloc asks for whole multiples of the alignment.
-  void* const memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
-  if (memory == nullptr) std::abort();
+  asked.fetch_add(bytes, std::memory_order_relaxed);
+  // Not a byte more, so that a sanitizer sees what is beyond.
+  void* memory = nullptr;
+  if (::posix_memalign(&memory, std::max(alignment, sizeof(void*)), std::max(bytes, std::size_t{1})) != 0) std::abort();
   if (filling >= 0) std::memset(memory, filling, bytes);
   return memory;
 }
