@@ -73,7 +73,7 @@ void expect_no_allocation(E&& executor) {
 }
 
 TEST(Allocation, TheCounterCounts) {
-  EXPECT_GE(allocations_of([] { std::vector<float>(10).at(3) = 1; }), 1);
+  EXPECT_EQ(allocations_of([] { ::operator delete(::operator new(40)); }), 1);  // a compiler may leave a vector out
   EXPECT_GE(allocations_of([] { Array<float> array(10); }), 1);
 }
 
