@@ -35,6 +35,11 @@ class Bytes {
     return value;
   }
   index_t between(index_t low, index_t high) { return low + raw<std::uint8_t>() % (high - low + 1); }
+  /// The same from the end.
+  index_t last(index_t low, index_t high) {
+    const std::uint8_t byte = left_ == 0 ? std::uint8_t{0} : data_[--left_];
+    return low + byte % (high - low + 1);
+  }
   /// Small numbers most of the time, any bits now and then.
   float number() {
     const auto byte = raw<std::int8_t>();

@@ -1,9 +1,9 @@
-// Layers of any shape and option over rows and queries of any bits: nothing is read or written that should not be, sets
-// hold what they may, and what is no number stays in its KV head.
+// Layers of any shape and option over rows and queries of any bits, in any layout: nothing is read or written that
+// should not be, sets hold what they may, and what is no number stays in its KV head.
 #include <algorithm>
 #include <cmath>
 
-#include "fuzz/fuzz.hpp"
+#include "fuzz/hosted.hpp"
 #include "reference/any_policy.hpp"
 
 namespace {
@@ -32,7 +32,8 @@ AnySchedule any_schedule(Bytes& bytes) {
   }
 }
 
-template <Scalar T>
+/// Rows are recycled as R.
+template <Scalar T, Scalar R = T>
 void steps(Bytes& bytes) {
   const AnySchedule schedule = any_schedule(bytes);
   const index_t block = values_per_element<T>, kv_heads = bytes.between(1, 2);
@@ -43,15 +44,14 @@ void steps(Bytes& bytes) {
   const index_t sketch = bytes.between(0, 3);
   if (sketch < 2) options.sketch = {.coordinates = 4 * bytes.between(1, 3), .full_every = bytes.between(1, 4)};
   if (sketch == 2) options.sketch = {.keys = true};
-  LayerAttention<T, AnySchedule> layer{shape,
-                                       options,
-                                       schedule,
-                                       {.memory = bytes.between(0, 1) == 0 ? 0 : 0.5F,
-                                        .pool = 1 + 2 * bytes.between(0, 2),
-                                        .observation_window = bytes.between(1, 3)}};
+  LayerAttention<T, AnySchedule, TopK, R> layer{shape,
+                                                options,
+                                                schedule,
+                                                {.memory = bytes.between(0, 1) == 0 ? 0 : 0.5F,
+                                                 .pool = 1 + 2 * bytes.between(0, 2),
+                                                 .observation_window = bytes.between(1, 3)}};
   const index_t row = shape.kv_heads * shape.head_dim;
-  std::vector<float> keys, values;
-  Array<T> stored_keys(most * row / block), stored_values(most * row / block);
+  fuzz::Rows<T> rows(fuzz::Layout::of(bytes), shape, most);
   std::vector<bool> sound(static_cast<std::size_t>(kv_heads), true);  // heads that have seen tame numbers alone
   while (!bytes.empty() && layer.length() + 1 < most) {
     const index_t length = layer.length() + 1;
@@ -61,9 +61,8 @@ void steps(Bytes& bytes) {
     }
     const std::vector<float> key = bytes.numbers(row), value = bytes.numbers(row),
                              query = bytes.numbers(shape.query_size());
-    encode(key.data(), row, stored_keys.data() + (length - 1) * row / block);
-    encode(value.data(), row, stored_values.data() + (length - 1) * row / block);
-    const auto view = KvView<T>::position_major(stored_keys.data(), stored_values.data(), shape, length);
+    rows.write(length - 1, key.data(), value.data());
+    const KvView<T> view = rows.view(length);
     std::vector<float> out(query.size(), std::nanf(""));
     if (bytes.between(0, 7) == 0) {
       layer.prefill(query, view, out);
@@ -91,8 +90,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Bytes bytes(data, size);
   switch (bytes.between(0, 3)) {
     case 0:
-      steps<float>(bytes);
-      break;
+      switch (bytes.last(0, 2)) {
+        case 0:
+          return steps<float>(bytes), 0;
+        case 1:
+          return steps<float, half>(bytes), 0;
+        default:
+          return steps<float, bfloat16>(bytes), 0;
+      }
     case 1:
       steps<half>(bytes);
       break;
