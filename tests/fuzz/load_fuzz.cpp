@@ -3,7 +3,7 @@
 #include <cstring>
 #include <sstream>
 
-#include "fuzz/fuzz.hpp"
+#include "fuzz/hosted.hpp"
 
 namespace {
 
@@ -26,6 +26,8 @@ void go_on(Saved& decoder) {
   decoder.rollback(2);
   decoder.prefill(0, query, row, row, out);
   decoder.step(0, query, row, row, out);
+  decoder.choose_by_scores(0, std::vector<float>(static_cast<std::size_t>(decoder.length()), 0.5F));
+  decoder.step(0, query, row, row, out);
 }
 
 /// Into `decoder`, which goes on first.
@@ -47,7 +49,18 @@ void load(Saved decoder, std::string state) {
     return;
   }
   saved(decoder);
+  if constexpr (requires { decoder.restore(); }) decoder.restore();
   go_on(decoder);
+}
+
+/// A decoder's, or a layer's whose rows lie in scattered pages.
+template <Scalar T, class Policy, class Keep = TopK>
+void load(bool hosted, const std::string& state, const LayerOptions& options, const Policy& schedule,
+          const Keep& selection = {}) {
+  if (!hosted) return load(Decoder<T, Policy, Keep>(model, options, schedule, selection), state);
+  using Layer = LayerAttention<T, Policy, Keep>;
+  const fuzz::Layout scattered{.gap = 1, .room = 2, .page = 3, .swaps = {{0, 9}, {1, 8}, {2, 15}, {4, 11}}};
+  load(fuzz::Hosted<Layer, T>({model.layer, options, schedule, selection}, scattered, 80), state);
 }
 
 }  // namespace
@@ -55,22 +68,20 @@ void load(Saved decoder, std::string state) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 1) return 0;
   const std::string state(reinterpret_cast<const char*>(data + 1), size - 1);
+  const bool hosted = data[0] % 8 > 3;
   switch (data[0] % 4) {
     case 0:
-      load(Decoder<half, FixedStride>(model, {.capacity = 3}, {2}), state);
+      load<half>(hosted, state, {.capacity = 3}, FixedStride{2});
       break;
     case 1:
-      load(Decoder<float, SelfCalibrating>(model, {.capacity = 3, .sketch = {.coordinates = 4}}, {}, {.pool = 1}),
-           state);
+      load<float>(hosted, state, {.capacity = 3, .sketch = {.coordinates = 4}}, SelfCalibrating{}, TopK{.pool = 1});
       break;
     case 2:
-      load(Decoder<half, NeverFull, HeavyHitters>(model, {.capacity = 3}, {}, {.recent = 1, .observation_window = 2}),
-           state);
+      load<half>(hosted, state, {.capacity = 3}, NeverFull{}, HeavyHitters{.recent = 1, .observation_window = 2});
       break;
     default:
-      load(Decoder<half, NeverFull, Keyformer>(model, {.capacity = 3, .attention = {.window = 5}}, {},
-                                               {.recent = 1, .observation_window = 2}),
-           state);
+      load<half>(hosted, state, {.capacity = 3, .attention = {.window = 5}}, NeverFull{},
+                 Keyformer{.recent = 1, .observation_window = 2});
   }
   return 0;
 }
