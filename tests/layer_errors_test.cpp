@@ -85,7 +85,10 @@ TEST(WrongSize, IsFoundBeforeMemoryIsAskedFor) {
     expect_message(layer_message({heads, heads, 1}, {.capacity = most}),
                    "recycle cache size = " + std::to_string(heads) + " * " + std::to_string(most + 1), "below 2^63");
   }
-  EXPECT_THROW(Layer({1, 1, 1 << 24}, {.capacity = most}), std::invalid_argument);
+  for (const Shape& longest : {Shape{1, 1, 1 << 24, 8}, Shape{1, 1, 8, 1 << 24}}) {
+    expect_message(layer_message(longest, {.capacity = most}), "recycle cache size = 1099511627777 * 16777216",
+                   "below 2^63");
+  }
   EXPECT_THROW(Layer({1 << 12, 1, 1}, {.capacity = 1, .max_length = most}), std::invalid_argument);
   EXPECT_THROW((Decoder<float, AlwaysFull>({1, {1, 1, 1 << 24}}, {.max_length = most})), std::invalid_argument);
 }
