@@ -105,6 +105,8 @@ TYPED_TEST(SketchedStep, AttendsToWhatTheSketchChooses) {
           ASSERT_LE(strangers(read, score), 1);
         } else if (step > 1) {
           read = before[g];
+          const index_t refreshed = decoder.length() - 1 - step % 3;  // its own token outranks what it chose
+          ASSERT_TRUE(step < 3 || std::count(read.begin(), read.end(), refreshed) == 1);
           read.push_back(decoder.length() - 1);
         } else {
           continue;
