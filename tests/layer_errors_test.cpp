@@ -34,6 +34,9 @@ TEST(WrongShape, IsNamed) {
   expect_message(layer_message({4, 2, 0}, options), "Shape.head_dim = 0", "1 to 2^24");
   expect_message(layer_message({4, 2, 8, -3}, options), "Shape.value_dim = -3", "1 to 2^24");
   expect_message(layer_message({4, 2, 1 << 25}, options), "Shape.head_dim = 33554432", "1 to 2^24");
+  expect_message(layer_message({}, options), "Shape.query_heads = 0", "1 to 2^24");
+  expect_message(layer_message({.query_heads = 4}, options), "Shape.kv_heads = 0", "1 to 2^24");
+  expect_message(layer_message({.query_heads = 4, .kv_heads = 2}, options), "Shape.head_dim = 0", "1 to 2^24");
   expect_message(layer_message({4, 3, 8}, options), "Shape.query_heads = 4", "a multiple of kv_heads = 3");
   expect_message(layer_message<q8_0>({4, 2, 40}, options), "Shape.head_dim = 40", "a multiple of 32");
   expect_message(layer_message<q8_0>({4, 2, 32, 8}, options), "Shape.value_dim = 8", "a multiple of 32");

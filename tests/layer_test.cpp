@@ -119,7 +119,7 @@ TEST(LayerAttention, ObserveStandsInForPrefill) {
 
     LayerAttention<bfloat16, QuerySimilarity> chunks(shape, {.capacity = 16}, {3, 0.8F}, selection);
     chunks.observe(host.queries(0, 1), 20);
-    for (index_t j = 20; j < prompt; j += 10) chunks.observe(host.queries(j, j + 10), j + 10);
+    for (index_t j = 20; j < prompt; j += 2) chunks.observe(host.queries(j, j + 2), j + 2);  // the window spans some
     EXPECT_EQ(host.steps(chunks, prompt, length), expected);
   }
 }

@@ -5,9 +5,9 @@ usage: mutate.py ROOT WORK [--count N] [--seed S] [--jobs N] [--only PATTERN] [-
                  [--list]
 
 A mutant is caught if a test of its file (TESTS), or one of LAST, fails, crashes or runs for ten times as long as it
-should, or one of its file's does under AddressSanitizer, and is no mutant if it does not compile. The same seed chooses
-the same mutants of the same sources, of those whose "file:line:" fits the patterns. Survivors are listed, and below
-nine in ten caught the exit status is 1.
+should, or one of its file's does under AddressSanitizer (ThreadSanitizer, of executors), and is no mutant if it does
+not compile. The same seed chooses the same mutants of the same sources, of those whose "file:line:" fits the patterns.
+Survivors are listed, and below nine in ten caught the exit status is 1.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Builds:
     whichever takes less time to build and run."""
 
     LEVELS = ["-O0", "-O1"]
-    SANITIZED = ["-fsanitize=address"]
+    SANITIZERS = ["address", "thread"]
 
     def __init__(self, root, work):
         self.root, self.work = root, work
@@ -85,11 +85,15 @@ class Builds:
         self.best, self.timing = {}, threading.Lock()
         work.mkdir(parents=True, exist_ok=True)
         source = pathlib.Path(__file__).parent / "standard.hpp"
-        for kind in ([level, *more] for level in self.LEVELS for more in ([], self.SANITIZED)):
+        for kind in ([level, *more] for level in self.LEVELS for more in ([], *map(self.sanitized, self.SANITIZERS))):
             subprocess.run(["clang++", *self.flags, *kind, "-xc++-header", source, "-o", self.header(kind)], check=True)
 
     def header(self, kind):
         return self.work / f"standard{''.join(kind)}.pch"
+
+    @staticmethod
+    def sanitized(sanitizer):
+        return [f"-fsanitize={sanitizer}"] if sanitizer else []
 
     def build(self, test, include, program, kind):
         """Whether it compiles."""
@@ -137,13 +141,14 @@ class Builds:
         path.write_text("\n".join(lines) + "\n")
         program = work / "mutant"
         own = next(tests for files, tests in TESTS if re.search(files, name))
-        for test, sanitized in [*((test, False) for test in [*own, *LAST]), *((test, True) for test in own)]:
+        sanitizer = "thread" if name.startswith("executor/") else "address"
+        for test, with_it in [*((test, "") for test in [*own, *LAST]), *((test, sanitizer) for test in own)]:
             level, seconds = self.sound(test)
-            limit = 20 + (40 if sanitized else 10) * seconds
-            if not self.build(test, include, program, [level, *(self.SANITIZED if sanitized else [])]):
+            limit = 20 + (40 if with_it else 10) * seconds
+            if not self.build(test, include, program, [level, *self.sanitized(with_it)]):
                 return "no mutant", "does not compile"
             if not self.passes(test, program, limit):
-                return "caught", test + (" under AddressSanitizer" if sanitized else "")
+                return "caught", test + (f", {with_it} sanitizer" if with_it else "")
         return "survived", ""
 
 
