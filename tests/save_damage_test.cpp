@@ -141,9 +141,9 @@ std::string signed_again(std::string state) {
 /// Bytes asked for by `f`, given back or not.
 template <class F>
 std::size_t asked_by(const F& f) {
-  const std::size_t before = reference::asked;
+  const std::size_t before = reference::bytes_asked;
   f();
-  return reference::asked - before;
+  return reference::bytes_asked - before;
 }
 
 /// What is refused changes nothing, and what is taken can be worked with: no state leads out of bounds (which the

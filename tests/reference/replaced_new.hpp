@@ -15,18 +15,18 @@
 
 namespace reference {
 
-inline std::atomic<long> allocations{0};    // so far
-inline std::atomic<long> live{0};           // of them not yet given back
-inline std::atomic<std::size_t> asked{0};   // bytes in all of them
-inline std::atomic<long> until_failure{0};  // the allocation that fails, from now on; 0: none does
-inline std::atomic<int> filling{-1};        // the byte that new memory is full of; -1: whatever was there
+inline std::atomic<long> allocations{0};         // so far
+inline std::atomic<long> live{0};                // of them not yet given back
+inline std::atomic<std::size_t> bytes_asked{0};  // bytes in all of them
+inline std::atomic<long> until_failure{0};       // the allocation that fails, from now on; 0: none does
+inline std::atomic<int> filling{-1};             // the byte that new memory is full of; -1: whatever was there
 
 /// Null if this allocation is the one that fails.
 inline void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
   if (until_failure > 0 && --until_failure == 0) return nullptr;
   allocations.fetch_add(1, std::memory_order_relaxed);
   live.fetch_add(1, std::memory_order_relaxed);
-  asked.fetch_add(bytes, std::memory_order_relaxed);
+  bytes_asked.fetch_add(bytes, std::memory_order_relaxed);
   // Not a byte more, so that a sanitizer sees what is beyond.
   void* memory = nullptr;
   if (::posix_memalign(&memory, std::max(alignment, sizeof(void*)), std::max(bytes, std::size_t{1})) != 0) std::abort();
