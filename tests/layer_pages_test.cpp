@@ -1,6 +1,7 @@
 // Page tables that are wrong somewhere a layer has not looked yet, however it came to its length.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -45,19 +46,22 @@ void steps(Layer& layer, const Paged& paged, index_t length) {
   while (layer.length() < length) ASSERT_EQ(message_of_step(layer, paged.view(layer.length() + 1)), "");
 }
 
+std::string message_of_choice(Layer& layer, const KvView<float>& kv) {
+  return message_of([&] { layer.choose_positions(std::vector<index_t>{3, 1}, kv); });
+}
+
 /// Every call that takes a view refuses it, and names the page.
 void expect_refused(Layer& layer, const Paged& paged, index_t wrong) {
-  const std::string message = "recycled: KvView.pages.table = -1, expected a page, 0 or more, at index ";
-  const std::string expected = message + std::to_string(wrong);
   const index_t length = layer.length();
   std::vector<float> out(16);
-  EXPECT_EQ(message_of_step(layer, paged.view(length + 1)), expected);
-  EXPECT_EQ(message_of([&] { layer.prefill(query, paged.view(length + 1), out); }), expected);
-  for (const index_t seen : {length, length + 1}) {
-    if (wrong >= seen) continue;
-    EXPECT_EQ(message_of([&] { layer.choose_positions(std::vector<index_t>{0, 1}, paged.view(seen)); }), expected);
-    EXPECT_EQ(message_of([&] { layer.choose_by_scores(std::vector<float>(at(seen)), paged.view(seen)); }), expected);
+  std::vector<std::string> messages{message_of_step(layer, paged.view(length + 1)),
+                                    message_of([&] { layer.prefill(query, paged.view(length + 1), out); })};
+  for (index_t seen = std::max(length, wrong + 1); seen <= length + 1; ++seen) {
+    messages.push_back(message_of_choice(layer, paged.view(seen)));
+    messages.push_back(message_of([&] { layer.choose_by_scores(std::vector<float>(at(seen)), paged.view(seen)); }));
   }
+  const std::string expected = "recycled: KvView.pages.table = -1, expected a page, 0 or more, at index ";
+  EXPECT_EQ(messages, std::vector<std::string>(messages.size(), expected + std::to_string(wrong)));
   EXPECT_EQ(layer.length(), length);
 }
 
@@ -141,17 +145,17 @@ TEST(PageTable, ThatWasSeenStillBoundsStrides) {
   steps(layer, paged, known);
   paged.table[known] = 0;
   for (const index_t stride : {index_t{0}, index_t{-7}, index_t{7}, std::numeric_limits<index_t>::max() / 128}) {
-    KvView<float> kv = paged.view(known);
-    for (const index_t length : {known, known + 1}) {
-      kv.length = length;
+    const auto with = [&](index_t length) {
+      KvView<float> kv = paged.view(length);
       kv.key_strides.position = stride;
-      const std::string expected = "recycled: KvView.key_strides.position = " + std::to_string(stride) +
-                                   ", expected at least one row of 8 elements, and no overflow over 20";
-      EXPECT_EQ(message_of([&] { layer.choose_positions(std::vector<index_t>{3}, kv); }), expected);
-      if (length > known) {
-        EXPECT_EQ(message_of_step(layer, kv), expected);
-      }
-    }
+      return kv;
+    };
+    const std::vector<std::string> messages{message_of_choice(layer, with(known)),
+                                            message_of_choice(layer, with(known + 1)),
+                                            message_of_step(layer, with(known + 1))};
+    const std::string expected = "recycled: KvView.key_strides.position = " + std::to_string(stride) +
+                                 ", expected at least one row of 8 elements, and no overflow over 20";
+    EXPECT_EQ(messages, std::vector<std::string>(3, expected));
   }
   steps(layer, paged, known + 1);
 }
