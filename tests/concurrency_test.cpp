@@ -8,11 +8,13 @@
 #include <thread>
 
 #include "reference/feed.hpp"
+#include "reference/saved.hpp"
 
 namespace {
 
 using namespace recycled;
 using reference::Bits;
+using reference::saved;
 using reference::Tokens;
 
 constexpr Shape shape{4, 2, 32};
@@ -28,13 +30,6 @@ void at_once(const std::function<void(int)>& f) {
 /// f(0), ..., f(count - 1) one after the other, each on a new thread.
 void in_turn(int count, const std::function<void(int)>& f) {
   for (int i = 0; i < count; ++i) std::thread(f, i).join();
-}
-
-template <class State>
-std::string saved(const State& state) {
-  std::stringstream stream;
-  state.save(stream);
-  return stream.str();
 }
 
 TEST(ConstMembers, OfOneDecoderFromSeveralThreads) {

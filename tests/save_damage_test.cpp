@@ -8,10 +8,12 @@
 #include "reference/feed.hpp"
 #include "reference/messages.hpp"
 #include "reference/replaced_new.hpp"
+#include "reference/saved.hpp"
 
 namespace {
 
 using namespace recycled;
+using reference::saved;
 using reference::Tokens;
 
 constexpr ModelShape model{1, {4, 2, 16}};
@@ -20,12 +22,6 @@ using Small = Decoder<half, SelfCalibrating>;
 
 Small make() { return {model, options, {}, {.pool = 1}}; }
 
-template <class Saved>
-std::string saved(const Saved& one) {
-  std::ostringstream stream;
-  one.save(stream);
-  return std::move(stream).str();
-}
 /// One that has seen a prompt and some steps.
 Small used(std::uint64_t seed, index_t prompt) {
   Small decoder = make();

@@ -5,11 +5,13 @@
 #include <sstream>
 
 #include "reference/feed.hpp"
+#include "reference/saved.hpp"
 
 namespace {
 
 using namespace recycled;
 using reference::Bits;
+using reference::saved;
 using reference::Token;
 using reference::Tokens;
 
@@ -18,12 +20,6 @@ constexpr LayerOptions plain{.capacity = 20};
 constexpr LayerOptions sketched{.capacity = 20, .sketch = {.coordinates = 8, .full_every = 5}};
 constexpr LayerOptions windowed{.capacity = 20, .attention = {.soft_cap = 20, .window = 70, .sinks = 3}};
 
-template <class Saved>
-std::string saved(const Saved& one) {
-  std::ostringstream stream;
-  one.save(stream);
-  return std::move(stream).str();
-}
 template <class Loaded>
 void load(Loaded& into, const std::string& state) {
   std::istringstream stream(state);

@@ -4,19 +4,14 @@
 #include <sstream>
 
 #include "fuzz/hosted.hpp"
+#include "reference/saved.hpp"
 
 namespace {
 
 using namespace recycled;
+using reference::saved;
 
 constexpr ModelShape model{1, {2, 1, 4}};
-
-template <class Saved>
-std::string saved(const Saved& one) {
-  std::ostringstream stream;
-  one.save(stream);
-  return std::move(stream).str();
-}
 
 template <class Saved>
 void go_on(Saved& decoder) {

@@ -5,22 +5,17 @@
 #include <sstream>
 
 #include "fuzz/hosted.hpp"
+#include "reference/saved.hpp"
 
 namespace {
 
 using namespace recycled;
 using fuzz::Bytes;
 using fuzz::check;
+using reference::saved;
 
 constexpr ModelShape model{2, {4, 2, 8}};
 constexpr index_t capacity = 6;
-
-template <class Host>
-std::string saved(const Host& host) {
-  std::ostringstream stream;
-  host.save(stream);
-  return std::move(stream).str();
-}
 
 /// What `operation` does to both, an error too; returns the outputs of one.
 template <class Host, class F>

@@ -1,11 +1,13 @@
 // Every allocation fails once, in turn: the call throws, nothing has changed, nothing leaks, and the call works again.
 #include "reference/replaced_new.hpp"
+#include "reference/saved.hpp"
 #include "stress/life.hpp"
 
 namespace {
 
 using namespace recycled;
 using reference::at, reference::Bits, reference::Failing, reference::Token;
+using reference::saved;
 
 using Host = Decoder<half, reference::AnySchedule, reference::AnySelection>;
 constexpr Shape shape{4, 2, 16, 8};
@@ -34,12 +36,6 @@ std::vector<Made> every_kind() {
           {{.capacity = 6}, {AlwaysFull{}}, {SlidingWindow{}}}};
 }
 
-template <class Saved>
-std::string saved(const Saved& one) {
-  std::ostringstream stream;
-  one.save(stream);
-  return std::move(stream).str();
-}
 void load(auto& into, const std::string& state) {
   std::istringstream stream(state);
   into.load(stream);

@@ -4,22 +4,17 @@
 
 #include "reference/feed.hpp"
 #include "reference/messages.hpp"
+#include "reference/saved.hpp"
 #include "stress/effort.hpp"
 
 namespace {
 
 using namespace recycled;
 using reference::at;
+using reference::saved;
 
 constexpr index_t tokens = 10'000'000;
 constexpr index_t far_steps[] = {tokens, index_t{1} << 31, index_t{1} << 32, index_t{1} << 40};
-
-template <class Saved>
-std::string saved(const Saved& one) {
-  std::ostringstream stream;
-  one.save(stream);
-  return std::move(stream).str();
-}
 
 /// Layers that read more while they may lose less; 128 of 4 KiB a position: more than 2^64 bytes in the end.
 TEST(LongRun, ABudgetKeepsItsShare) {

@@ -10,21 +10,16 @@
 #include <string>
 
 #include "reference/messages.hpp"
+#include "reference/saved.hpp"
 
 namespace stress {
 
 using recycled::index_t;
+using reference::saved;
 
 inline constexpr index_t lowest = std::numeric_limits<index_t>::min(), largest = std::numeric_limits<index_t>::max();
 inline constexpr index_t huge = index_t{1} << 62;
 inline constexpr float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
-
-template <class Saved>
-std::string saved(const Saved& one) {
-  std::ostringstream stream;
-  one.save(stream);
-  return std::move(stream).str();
-}
 
 class Refusals {
  public:
