@@ -128,9 +128,8 @@ class Hosted {
     layer_.choose_by_scores(scores, with(more));
   }
   recycled::KvView<T> with(index_t more) {
-    const std::vector<float> some(static_cast<std::size_t>(row_size()), 0.5F);
     const index_t end = length() == 0 ? more : length() + std::min(more, index_t{1});
-    for (index_t p = length(); p < end; ++p) rows_->write(p, some.data(), some.data());
+    fill(length(), end);
     return rows_->view(end);
   }
   void truncate(index_t length) { layer_.truncate(length); }
@@ -142,8 +141,7 @@ class Hosted {
   /// All rows, for whatever length was loaded: of a longer sequence the host has forgotten the end.
   void restore() {
     truncate(std::min(length(), rows_->most() / 2));
-    const std::vector<float> some(static_cast<std::size_t>(row_size()), 0.25F);
-    for (index_t p = 0; p < length(); ++p) rows_->write(p, some.data(), some.data());
+    fill(0, length());
   }
   index_t length() const { return layer_.length(); }
 
@@ -156,6 +154,10 @@ class Hosted {
       rows_->write(length() + i, keys.data() + from, values.data() + from);
     }
     return rows_->view(length() + before + tokens);
+  }
+  void fill(index_t from, index_t to) {
+    const std::vector<float> some(static_cast<std::size_t>(row_size()), 0.5F);
+    for (index_t p = from; p < to; ++p) rows_->write(p, some.data(), some.data());
   }
 
   Layer layer_;
