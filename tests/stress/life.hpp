@@ -103,40 +103,47 @@ class Life {
   /// queries and outputs of all calls lie `offset` floats into their memory.
   template <class Before>
   Outcome live(Cache rows, ThreadPool& pool, const Before& before, index_t offset = 0) const {
-    const std::unique_ptr<Layer> made = reference::make_layer<T, R>(shape, options, own_schedule(), selection);
-    Layer& layer = *made;
+    const reference::AnySchedule own_one = own_schedule();
+    const auto make = [&] { return reference::make_layer<T, R>(shape, options, own_one, selection); };
+    std::unique_ptr<Layer> layer = make();
     Outcome outcome;
     outcome.outputs.reserve(queries_.size());
-    if (start == Start::observe) layer.observe(asked(prompt - observed_, observed_, 0), prompt);
+    if (start == Start::observe) layer->observe(asked(prompt - observed_, observed_, 0), prompt);
     if (start == Start::prefill) {
       for (index_t begin = 0, end = prompt / 3; begin < prompt; begin = end, end = prompt) {
         if (begin == end) continue;
-        before(rows, layer, end);
+        before(rows, *layer, end);
         call(outcome, end - begin, offset, [&](std::span<float> out) {
           const std::vector<float> queries = asked(begin, end - begin, offset);
-          layer.prefill(std::span(queries).subspan(at(offset)), rows.view(end), out, pool);
+          layer->prefill(std::span(queries).subspan(at(offset)), rows.view(end), out, pool);
         });
       }
     }
     for (index_t i = 0, end = prompt + 1; end <= length; ++i, ++end) {
       const index_t turn = turns_[at(i % (length - prompt))];
-      if (turn == 0 && !steady && i < length - prompt && layer.length() > 2) {
-        layer.rollback(2);
-        end = layer.length() + 1;
+      if (turn == 0 && !steady && i < length - prompt && layer->length() > 2) {
+        layer->rollback(2);
+        end = layer->length() + 1;
       }
-      before(rows, layer, end);
-      if (turn == 1 && choices && !steady) layer.choose_positions(choice(end - 1), rows.view(end), pool);
+      if (turn > 7 && saved) {
+        std::stringstream state;
+        layer->save(state);
+        layer = make();
+        layer->load(state);
+      }
+      before(rows, *layer, end);
+      if (turn == 1 && choices && !steady) layer->choose_positions(choice(end - 1), rows.view(end), pool);
       call(outcome, 1, offset, [&](std::span<float> out) {
         const std::vector<float> own = asked(prompt + i % (length - prompt), 1, offset);
-        layer.step(std::span(own).subspan(at(offset)), rows.view(end), out, pool);
+        layer->step(std::span(own).subspan(at(offset)), rows.view(end), out, pool);
       });
       for (index_t g = 0; g < shape.kv_heads; ++g) {
-        outcome.held.push_back(layer.recycled_positions(g));
-        outcome.kinds.push_back(layer.last_step(g));
+        outcome.held.push_back(layer->recycled_positions(g));
+        outcome.kinds.push_back(layer->last_step(g));
       }
     }
     std::ostringstream stream;
-    layer.save(stream);
+    layer->save(stream);
     outcome.state = std::move(stream).str();
     return outcome;
   }
@@ -145,7 +152,8 @@ class Life {
         rows, pool, [](const auto&...) {}, offset);
   }
   bool choices = true;  ///< the host makes some, now and then,
-  bool steady = false;  ///< and nothing at all happens between steps
+  bool steady = false;  ///< and nothing at all happens between steps,
+  bool saved = false;   ///< but that it is saved, now and then, and a new layer goes on from there
 
  private:
   static Shape any_shape(Random& random) {

@@ -34,8 +34,8 @@ class KeySketch {
         coordinates_(coordinates),
         layer_(layer),
         row_stride_(simd::padded<Isa>(shape.head_dim)),
-        key_axes_(shape.kv_heads * coordinates * row_stride_),
-        query_axes_(shape.kv_heads * coordinates * row_stride_),
+        key_axes_(shape.kv_heads * coordinates * row_stride_, 0.0F),  // what pads a row stays so
+        query_axes_(shape.kv_heads * coordinates * row_stride_, 0.0F),
         inverses_(shape.kv_heads * coordinates),
         scratch_(shape.kv_heads * scratch_floats()),
         weights_(shape.kv_heads * shape.group() * kernels::code_weight_bytes(coordinates)),
