@@ -179,6 +179,29 @@ TYPED_TEST(TopK, EndsAndFillsTheChoiceWhereDenormalsAreFlushed) {
   }
   _mm_setcsr(before);
 }
+
+TYPED_TEST(TopK, TheLowestIsFoundHoweverDenormalsAreFlushed) {
+  const unsigned before = _mm_getcsr();
+  std::vector<float> ranks(40);
+  std::vector<index_t> positions(ranks.size());
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    ranks[i] = smallest * static_cast<float>(2 + (i * 7 + 5) % ranks.size());
+    positions[i] = static_cast<index_t>((i * 13 + 2) % ranks.size());
+  }
+  for (const unsigned mode : {0U, 0x8000U, 0x40U, 0x8040U}) {  // what comes out is zero, what goes in, both
+    for (std::size_t length = 1; length <= ranks.size(); ++length) {
+      _mm_setcsr(before | mode);
+      const index_t lowest = kernels::lowest_rank<TypeParam>({ranks.data(), length}, positions.data());
+      _mm_setcsr(before);
+      // Where all of them count as zero the earliest position stands for them.
+      const auto end = static_cast<std::ptrdiff_t>(length);
+      const auto expected = (mode & 0x40U) != 0
+                                ? std::min_element(positions.begin(), positions.begin() + end) - positions.begin()
+                                : std::min_element(ranks.begin(), ranks.begin() + end) - ranks.begin();
+      EXPECT_EQ(lowest, expected) << length << " ranks, mode " << mode;
+    }
+  }
+}
 #endif
 
 /// A sketch's ranks are whole numbers, many of them equal.

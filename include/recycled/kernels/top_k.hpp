@@ -67,12 +67,14 @@ template <class Isa = simd::native>
 index_t lowest_rank(std::span<const float> ranks, const index_t* positions) {
   const auto length = static_cast<index_t>(ranks.size());
   float smallest = ranks[0];
-  typename Isa::vec negated = Isa::broadcast(-smallest);
   index_t j = 0;
-  for (; j + Isa::width <= length; j += Isa::width) {
-    negated = Isa::max(negated, Isa::sub(Isa::zero(), Isa::load(ranks.data() + j)));
+  if (length >= Isa::width) {
+    typename Isa::vec least = Isa::load(ranks.data());
+    for (; j + Isa::width <= length; j += Isa::width) least = Isa::min(least, Isa::load(ranks.data() + j));
+    float lanes[Isa::width];
+    Isa::store(lanes, least);
+    smallest = *std::min_element(lanes, lanes + Isa::width);
   }
-  smallest = -Isa::reduce_max(negated);
   for (; j < length; ++j) smallest = std::min(smallest, ranks.data()[j]);
   index_t lowest = -1;
   for_each_above<Isa>(ranks, smallest, [&](index_t first, unsigned above) {
