@@ -19,7 +19,8 @@ struct ModelShape {
 /// layers in any order; it counts once all of them have it. A value: a copy is a fork that shares nothing but a Budget.
 /// Several sequences are several objects, and different threads may use different ones unless they share a Scratch; one
 /// object is used by one thread at a time, all layers together, and its const members by several. Wrong arguments throw
-/// std::invalid_argument and leave the decoder as it was. R: what rows are recycled as, see LayerAttention.
+/// std::invalid_argument and leave the decoder as it was; one that was moved from may be assigned to or destroyed. R:
+/// what rows are recycled as, see LayerAttention.
 template <Scalar T, Schedule Policy = FixedStride, Selection Keep = TopK, Scalar R = T>
 class Decoder {
  public:
@@ -141,11 +142,11 @@ class Decoder {
     transfer(io, layers_, [](const Both& both) -> Both& {
       return const_cast<Both&>(both);  // NOLINT(cppcoreguidelines-pro-type-const-cast): a writer changes nothing
     });
+    io.finish();
   }
   /// Goes on from a state that was saved by a decoder that was made with the same arguments, with the same bits. See
   /// LayerAttention::load.
   void load(std::istream& stream) {
-    if (layers_.empty()) return;
     detail::StateReader io(stream);
     std::vector<Both> loaded;
     loaded.reserve(layers_.size());

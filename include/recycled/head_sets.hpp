@@ -188,8 +188,9 @@ class HeadSets {
   /// Of a layer that has `length` positions.
   template <class Io>
   void transfer(Io& io, index_t length) {
-    // A choice is for the next step; in a layer that has seen nothing that may be any.
-    io.count(chosen_for_, 0, length == 0 ? detail::most_positions : length + 1, "length that a set was chosen for");
+    // A choice is for the next step, if there ever is a set; in a layer that has seen nothing that may be any.
+    const index_t next = length == 0 ? detail::most_positions : length + 1;
+    io.count(chosen_for_, 0, cache_.capacity() == 0 ? 0 : next, "length that a set was chosen for");
     for (Head& head : heads_) {
       io.flag(head.must_refresh);
       io.count(head.sketched, 0, detail::most_positions, "sketched refreshes");

@@ -211,6 +211,7 @@ class LayerAttention {
     // A writer changes nothing.
     const_cast<LayerAttention&>(*this).transfer(io);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
     io.end("the layer");
+    io.finish();
   }
   /// Goes on from a state that was saved by a layer of the same types, shape and options: over the same rows, on the
   /// same machine, with the same bits. Anything else (another version, shape or capacity, a file that is cut short or

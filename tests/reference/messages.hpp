@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -34,6 +35,13 @@ std::string message_of(const F& f) {
 #else
   return reference::refusal_of(f);
 #endif
+}
+
+/// Of loading `state`.
+template <class Loaded>
+std::string error_of(Loaded& into, const std::string& state) {
+  std::istringstream stream(state);
+  return message_of([&] { into.load(stream); });
 }
 
 /// "recycled: <argument> = <value>, expected <expectation>".

@@ -39,16 +39,20 @@ class PromptWindow {
   void drop(index_t tokens) noexcept { tokens_ = std::max(tokens_ - tokens, index_t{0}); }
   void clear() noexcept { tokens_ = 0; }
 
-  /// Of a layer that has `length` positions.
+  /// Of a layer that has `length` positions. Of more queries than there are places for the last ones stay.
   template <class Io>
   void transfer(Io& io, index_t length) {
-    io.count(tokens_, 0, std::min(window_, length), "prompt queries");
-    for (index_t i = 0; i < tokens_; ++i) {
+    index_t tokens = tokens_;
+    io.count(tokens, 0, length, "prompt queries");
+    const index_t places = std::clamp(tokens, index_t{1}, std::max(window_, index_t{1}));
+    for (index_t t = 0; t < tokens; ++t) {
+      const index_t i = std::max(t - (tokens - places), index_t{0});
       if constexpr (Io::loads) {  // what is there to be read, at most twice over
-        if (queries_.size() < (i + 1) * size_) queries_.resize(std::min(2 * i + 1, tokens_) * size_);
+        if (queries_.size() < (i + 1) * size_) queries_.resize(std::min(2 * i + 1, places) * size_);
       }
       io.array(queries_.data() + i * size_, size_);
     }
+    if constexpr (Io::loads) tokens_ = std::min(tokens, window_);
   }
 
  private:

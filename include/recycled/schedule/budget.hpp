@@ -37,6 +37,7 @@ class Budget {
   void save(std::ostream& stream) const {
     detail::StateWriter io(stream);
     transfer(io, *this);
+    io.finish();
   }
   /// Goes on from there, with the share that this budget has. Throws as LayerAttention::load.
   void load(std::istream& stream) {

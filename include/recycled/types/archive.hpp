@@ -111,6 +111,19 @@ class Checksum {
   char word_[8] = {};
 };
 
+/// A host's stream may throw by itself (std::ios::exceptions); that it failed stays to be seen on it.
+template <class F>
+void quietly(const F& f) {
+#if defined(RECYCLED_HAS_EXCEPTIONS)
+  try {
+    f();
+  } catch (const std::ios_base::failure&) {  // the library's error says more
+  }
+#else
+  f();
+#endif
+}
+
 /// What StateWriter and StateReader have in common: `Self` has bytes(data, size).
 template <class Self>
 class StateIo {
@@ -188,9 +201,14 @@ class StateWriter : public StateIo<StateWriter> {
   explicit StateWriter(std::ostream& stream) : stream_(stream) {}
 
   void bytes(const void* data, std::size_t size) {
-    stream_.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
-    if (!stream_) fail_argument("save: stream", "failed", "one that takes what is written");
+    quietly([&] { stream_.write(static_cast<const char*>(data), static_cast<std::streamsize>(size)); });
+    check();
     went_by(data, size);
+  }
+  /// All is written: what waits in a buffer may still find no place.
+  void finish() {
+    quietly([&] { stream_.flush(); });
+    check();
   }
   template <class Policy>
   void learnt(const Policy& policy, std::string_view /*name*/) {
@@ -205,6 +223,10 @@ class StateWriter : public StateIo<StateWriter> {
   }
 
  private:
+  void check() const {
+    if (!stream_) fail_argument("save: stream", "failed", "one that takes what is written");
+  }
+
   std::ostream& stream_;
 };
 
@@ -215,7 +237,7 @@ class StateReader : public StateIo<StateReader> {
   explicit StateReader(std::istream& stream) : stream_(stream) {}
 
   void bytes(void* data, std::size_t size) {
-    stream_.read(static_cast<char*>(data), static_cast<std::streamsize>(size));
+    quietly([&] { stream_.read(static_cast<char*>(data), static_cast<std::streamsize>(size)); });
     if (static_cast<std::size_t>(stream_.gcount()) != size) {
       fail_argument("saved state: bytes", read_ + static_cast<std::uint64_t>(stream_.gcount()),
                     "more: it is cut short");
