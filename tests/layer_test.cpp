@@ -208,6 +208,21 @@ TEST(LayerAttention, ComparesWithNothingWhereTheComparedTokenIsTakenBack) {
   }
 }
 
+TEST(LayerAttention, ComparesWithThePromptsLastQueryThatIsLeft) {
+  const Host<float> host({});
+  const std::vector<float> towards(reference::at(shape.query_size()), 1.0F), away(towards.size(), -1.0F);
+  std::vector<float> queries = towards;
+  queries.insert(queries.end(), away.begin(), away.end());
+  for (const bool same : {true, false}) {
+    LayerAttention<float, QuerySimilarity> layer(shape, {.capacity = 16}, {1, 0.5F}, {.observation_window = 4});
+    layer.observe(queries, prompt);
+    layer.truncate(prompt - 1);
+    std::vector<float> out = output();
+    layer.step(same ? towards : away, host.cache.view(prompt), out);
+    EXPECT_EQ(layer.last_step(0), same ? StepKind::recycled : StepKind::full);
+  }
+}
+
 TEST(LayerAttention, ChoosesByNoQueryFromBeforeTokensThatNobodySaw) {
   const Host<float> host({});
   const TopK window{.pool = 1, .observation_window = 6};
