@@ -16,7 +16,7 @@
 #include <cstdlib>
 #ifndef RECYCLED_ERROR_HANDLER
 /// Without exceptions this receives the message (const char*) before the program aborts. Define it before the include
-/// to log in your own way, or to leave by longjmp; if it returns, std::abort follows.
+/// to log in your own way; if it returns, std::abort follows.
 #define RECYCLED_ERROR_HANDLER(message) std::fprintf(stderr, "%s\n", message)
 #endif
 #endif
