@@ -100,6 +100,14 @@ TEST(Save, KeepsSketches) {
   expect_same_continuation<half>(sketched, FixedStride{3}, TopK{.pool = 1});
   expect_same_continuation<float>(sketched, SelfCalibrating{.late = 0.1F}, TopK{.pool = 1});
 }
+TEST(Save, KeepsASetOfOnePosition) {
+  expect_same_continuation<half>({.capacity = 1}, FixedStride{5});
+  Decoder<half> decoder({1, {6, 2, 32}}, {.capacity = 1});
+  reference::decode(decoder, Tokens(model.layer, 9).next(1));
+  Decoder<half> loaded({1, {6, 2, 32}}, {.capacity = 1});
+  load(loaded, saved(decoder));
+  EXPECT_EQ(loaded.layer(0).recycled_positions(1), std::vector<index_t>{0});
+}
 TEST(Save, KeepsWindows) { expect_same_continuation<half>(windowed, FixedStride{5}); }
 TEST(Save, KeepsWhatSelectionsRemember) {
   expect_same_continuation<half>(plain, FixedStride{5}, TopK{.memory = 0.7F, .observation_window = 32});

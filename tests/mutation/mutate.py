@@ -41,9 +41,9 @@ QUIET = re.compile(r'"(?:[^"\\]|\\.)*"|//.*$')  # strings and comments
 
 
 def flipped(number, suffix):
-    """Another number: 0 and 1 change places, others grow by one, fractions by half."""
+    """Another number: 0 and 1 change places, others grow by one, fractions by half; 0.0 becomes 1.0."""
     if "." in number or "e" in number.lower():
-        return f"{float(number) * 1.5}{suffix}"
+        return f"{float(number) * 1.5 or 1.0}{suffix}"
     return f"{ {0: 1, 1: 0}.get(int(number), int(number) + 1) }{suffix}"
 
 

@@ -21,7 +21,7 @@ SKIPPED_LINES = [
     ("schedule/", r"static constexpr (float|double|index_t)", "rates, bounds and first values, chosen by measuring"),
     ("", r"^\s*(float|double|index_t|bool|std::\w+) (\w+_ = [^;]*;|\w+ = \S*;\s*//)", "members' first values"),
     ("token_attention", r"^    std::uint64_t \w+ = 0;", "the same, of what every step sets"),
-    ("kernels/top_k", r"\bone = \*rank ==", "bounds that a search begins with, and widens if they are wrong"),
+    ("kernels/top_k", r"\bone = \*rank ==|const double (place|reach|expected)\b", "bounds that a search begins with, and widens if they are wrong"),
     ("kernels/softmax_state", r"^  float \w+ = ", "the same"),
     ("sketch/", r"static constexpr [^(]*$", "rates and sizes, chosen by measuring"),
     ("kernels/score_tile", r"if \(d < dim\) \{", "what is inside asks again"),

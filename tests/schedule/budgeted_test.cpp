@@ -107,6 +107,17 @@ TEST(Budget, CountsWhatIsSpent) {
   EXPECT_EQ(budget.allowed_loss(), before);
 }
 
+TEST(Budget, MovesByALayersShareOfAToken) {
+  Budget budget(0.2F);
+  const float first = budget.allowed_loss();
+  budget.account({.layer = 7, .bytes_read = 1000, .bytes_full = 1000});  // four times its share too many
+  EXPECT_FLOAT_EQ(budget.allowed_loss(), first * std::exp(0.3F / 8 * 4));
+  budget.account({.layer = 2, .bytes_read = 200, .bytes_full = 1000});
+  EXPECT_FLOAT_EQ(budget.allowed_loss(), first * std::exp(0.3F / 8 * 4));
+  budget.account({.layer = 2, .bytes_read = 0, .bytes_full = 1000});
+  EXPECT_FLOAT_EQ(budget.allowed_loss(), first * std::exp(0.3F / 8 * 3));
+}
+
 TEST(Budget, ThreadsLoseNothing) {
   Budget budget(0.5F);
   std::array<std::thread, 3> threads;

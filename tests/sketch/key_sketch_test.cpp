@@ -154,6 +154,20 @@ TEST(KeySketch, LooksForNewAxesAsTheCacheGrows) {
   EXPECT_TRUE(sketch.aged(0, 64));
 }
 
+TEST(KeySketch, LooksForNewAxesOnceItHasSeenWhatQueriesAreLike) {
+  const Keys<float> keys({4, 2, 32}, 64);
+  KeySketch<float> sketch(keys.shape, 16);
+  Serial serial;
+  renew(sketch, keys.view(64), keys.shape, serial);
+  for (index_t seen = 0; seen < 70; ++seen) {
+    EXPECT_EQ(sketch.aged(0, 64), seen >= 64) << seen;
+    EXPECT_EQ(sketch.aged(1, 64), seen >= 65) << seen << ", heads take turns";
+    sketch.seen().add(std::span(keys.queries).first(static_cast<std::size_t>(keys.shape.query_size())));
+  }
+  renew(sketch, keys.view(64), keys.shape, serial);
+  EXPECT_FALSE(sketch.aged(0, 64));
+}
+
 TEST(KeySketch, ReadsScatteredRows) {
   const Keys<half> keys({4, 2, 48}, 300);
   std::vector<std::int32_t> table;

@@ -164,6 +164,32 @@ TEST(SketchedLayer, RemembersScoresBeyondARefresh) {
   }
 }
 
+TEST(SketchedLayer, HoldsTheFirstPositionsBetweenRefreshes) {
+  // Nobody cares for them: a set by rank alone lets go of them first.
+  LayerOptions options = sketched;
+  options.sketch.full_every = 1000;
+  Decoder<float, FixedStride> decoder({1, shape}, options, {.stride = 10}, {.pool = 1});
+  reference::Tokens tokens(shape, 11);
+  std::vector<Token> all = tokens.next(160);
+  for (std::size_t t = 0; t < all.size(); ++t) {
+    for (float& x : all[t].query) x = 1 + 0.1F * x;
+    for (float& x : all[t].key) x = t < 2 ? -1.0F : 0.2F * x;
+  }
+  const auto from = all.begin() + 100;
+  reference::prefill(decoder, {all.begin(), from});
+  bool refreshed = false;
+  for (auto token = from; token != all.end(); ++token) {
+    reference::decode(decoder, {*token});
+    for (index_t g = 0; g < shape.kv_heads; ++g) {
+      refreshed = refreshed || decoder.layer(0).last_step(g) == StepKind::sketched;
+      const reference::Positions held = decoder.layer(0).recycled_positions(g);
+      EXPECT_EQ(held.size(), at(capacity));
+      EXPECT_EQ(held[0] == 0 && held[1] == 1, refreshed) << "token " << token - from;
+    }
+  }
+  EXPECT_TRUE(refreshed);
+}
+
 TEST(SketchedLayer, TakesAFullStepNowAndThen) {
   LayerOptions options = sketched;
   options.sketch.full_every = 4;
