@@ -142,7 +142,8 @@ class Builds:
         program = work / "mutant"
         own = next(tests for files, tests in TESTS if re.search(files, name))
         sanitizer = "thread" if name.startswith("executor/") else "address"
-        for test, with_it in [*((test, "") for test in dict.fromkeys([*own, *LAST])), *((test, sanitizer) for test in own)]:
+        tried = dict.fromkeys([*own, *LAST])
+        for test, with_it in [*((test, "") for test in tried), *((test, sanitizer) for test in own)]:
             level, seconds = self.sound(test)
             limit = 20 + (40 if with_it else 10) * seconds
             if not self.build(test, include, program, [level, *self.sanitized(with_it)]):
