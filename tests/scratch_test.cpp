@@ -62,6 +62,7 @@ std::vector<Pair> pairs(const std::shared_ptr<Scratch>& scratch) {
       pair<q8_0>(scratch, wide, {.capacity = 31}, FixedStride{3}),
       pair<float>(scratch, {8, 1, 24}, {.capacity = 5}, AlwaysFull{}),
       pair<bfloat16>(scratch, narrow, {.capacity = 9, .attention = {.window = 50, .sinks = 4}}, FixedStride{5}),
+      pair<float>(scratch, narrow, {.capacity = 90}, NeverFull{}, TopK{.pool = 1, .observation_window = 5}),
       pair<float>(scratch, narrow, {.capacity = 12}, NeverFull{}, Growing{})};
 }
 
