@@ -52,6 +52,8 @@ EQUAL_FLIPS = [
     ("cache/kv_cache", r"reserve\(std::max", "> -> >=|2 -> 3|256 -> 257", "the same"),
     ("kernels/code_logits", r"doublings_ < 16", "< -> <=|16 -> 17", "where logits are tens of millions apart"),
     ("kernels/score_tile", r"j \+ positions <= count", "<= -> <", "the last ones go one by one, with the same bits"),
+    ("kernels/code_scan", r"whole > begin", "> -> >=", "runs of no bytes"),
+    ("head_sets", r"coordinates > 0", "0 -> 1", "it is a multiple of 4"),
     ("kernels/code_scan", r"unit \* 32768", "32768 -> 32769|32767 -> 32768", "a unit in the last place"),
     ("kernels/prefill", r"const Visible last", r"- -> \+|1 -> 0", "more is read token by token, with the same bits"),
     ("kernels/value_tile", r"left >= width", r">= -> >|!= -> ==|2 -> 3|\|\| -> &&", "the strips: sums are the same"),
