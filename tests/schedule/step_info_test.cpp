@@ -138,6 +138,11 @@ void expect_bytes(std::uint64_t bytes_of_a_row) {
   EXPECT_EQ(statistics.total().rows_read, 2 * rows);
 }
 
+TEST(Statistics, AddUpInEveryCount) {
+  const LayerStatistics layer{{{1, 2, 3, 4, 5, 6, 7, 8.5, 9, 10.5}, {20, 30, 40, 50, 60, 70, 80, 90, 100, 110}}};
+  EXPECT_TRUE((layer.total() == HeadStatistics{21, 32, 43, 54, 65, 76, 87, 98.5, 109, 120.5}));
+}
+
 TEST(Statistics, CountTheBytesOfKeysAndValues) {
   expect_bytes<float>(96 * 4);
   expect_bytes<half>(96 * 2);
