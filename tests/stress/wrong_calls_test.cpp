@@ -130,6 +130,10 @@ class Asked {
     refuse_view("KvView.length", Counts{lowest, -1, 0}, "at least 1", length);
     refuse_view("KvView.length", Counts{too_long, huge, largest}, "at most 2^40", length);
     refuse_view("KvView.length", Counts{length_ - 1, length_ + 2, 40}, next, length, false);
+    if (waits_) {
+      refuse("prepare", "KvView.length", Counts{1, length_ - 1}, "at least the prompt's " + std::to_string(length_),
+             [&](index_t value) { layer_.prepare(rows_.view(value)); });
+    }
     const std::vector<std::string> null{"null"};
     refuse_view("KvView.keys", null, "a pointer", [](KvView<float>& kv, const auto&) { kv.keys = nullptr; });
     refuse_view("KvView.values", null, "a pointer", [](KvView<float>& kv, const auto&) { kv.values = nullptr; });
