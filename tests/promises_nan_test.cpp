@@ -135,6 +135,80 @@ TYPED_TEST(Poison, OfAnAttendedRowSpreadsToItsHeadAlone) {
   }
 }
 
+/// The values of one KV head in an output [query_heads, value_dim].
+std::vector<float> head_of(const std::vector<float>& out, index_t g) {
+  const index_t size = shape.group() * shape.value_dim;
+  return {out.begin() + g * size, out.begin() + (g + 1) * size};
+}
+
+TYPED_TEST(Poison, OfAHeldRowSpoilsItsHeadAsLongAsItIsHeld) {
+  for (const bool key : {true, false}) {
+    Cache<TypeParam> cache = this->cache();
+    const Cache<TypeParam> clean = cache;
+    key ? cache.poison_key(33, 1) : cache.poison_value(33, 1);
+    LayerAttention<TypeParam, NeverFull> layer(shape, {.capacity = 12}), sound = layer;
+    reference::Random random(2);
+    std::vector<float> out(reference::at(shape.output_size())), expected(out.size());
+    index_t end = 100;
+    const auto step = [&](index_t held) -> bool {
+      const std::vector<float> query = random.row(shape.query_size());
+      const std::vector<index_t> set{held, 40, held, 41, held, 42};
+      layer.choose_positions(set, cache.view(end));
+      sound.choose_positions(set, clean.view(end));
+      layer.step(query, cache.view(end), out);
+      sound.step(query, clean.view(end++), expected);
+      for (const index_t g : {0, 2}) EXPECT_EQ(head_of(out, g), head_of(expected, g));
+      return heads_with_nan(out)[1];
+    };
+    EXPECT_FALSE(step(50));
+    EXPECT_TRUE(step(33));
+    EXPECT_FALSE(step(51));
+    EXPECT_EQ(head_of(out, 1), head_of(expected, 1));
+  }
+}
+
+TYPED_TEST(Poison, OfAnyRowReachesNoOtherHeadHoweverSetsAreChosen) {
+  for (const bool key : {true, false}) {
+    for (const SketchOptions sketch : {SketchOptions{.coordinates = 8, .full_every = 4}, SketchOptions{.keys = true}}) {
+      Cache<TypeParam> cache = this->cache();
+      const Cache<TypeParam> clean = cache;
+      for (index_t j = 5; j < length; j += 10) key ? cache.poison_key(j, 1) : cache.poison_value(j, 1);
+      LayerAttention<TypeParam, FixedStride> layer(shape, {.capacity = 12, .sketch = sketch}, {2}), sound = layer;
+      reference::Random random(2);
+      std::vector<float> query = random.row(shape.query_size()), out(reference::at(shape.output_size())),
+                         expected(out.size());
+      layer.observe(query, prompt);
+      sound.observe(query, prompt);
+      index_t spoilt = 0, untouched = 0;
+      for (index_t end = prompt + 1; end <= length; ++end) {
+        for (float& x : query) x = 0.9F * x + 0.4F * random.normal();
+        layer.step(query, cache.view(end), out);
+        sound.step(query, clean.view(end), expected);
+        for (const index_t g : {0, 2}) {
+          EXPECT_EQ(head_of(out, g), head_of(expected, g)) << end;
+          EXPECT_EQ(layer.recycled_positions(g), sound.recycled_positions(g)) << end;
+        }
+        const bool nan = heads_with_nan(out)[1];
+        ++(nan ? spoilt : untouched);
+        // A value says nothing of which rows matter: the same are read, and what is read says the same.
+        if (!key && !nan) {
+          EXPECT_EQ(head_of(out, 1), head_of(expected, 1)) << end;
+        }
+        if (!key) {
+          EXPECT_EQ(layer.recycled_positions(1), sound.recycled_positions(1)) << end;
+        }
+        if (layer.last_step(1) == StepKind::full) {
+          EXPECT_TRUE(nan) << end;
+        }
+      }
+      EXPECT_GT(spoilt, 0);
+      if (!key) {
+        EXPECT_GT(untouched, 0);
+      }
+    }
+  }
+}
+
 /// One step whose query is no number, then sound ones.
 template <class Policy>
 void expect_full_after_nan(const Policy& policy, const LayerOptions& options, bool nan_in_prompt) {
