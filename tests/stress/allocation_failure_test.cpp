@@ -33,6 +33,8 @@ std::vector<Made> every_kind() {
           {{.capacity = 6, .max_length = prompt, .attention = {.window = 40, .sinks = 2}},
            {QuerySimilarity{2, 0.8F}},
            {StreamingLlm{.sinks = 2}}},
+          {{.capacity = 6, .sketch = {.keys = true}}, {FixedStride{2}}, {TopK{.pool = 1}}},
+          {{.capacity = 300}, {NeverFull{}}, {TopK{}}},
           {{.capacity = 6}, {AlwaysFull{}}, {SlidingWindow{}}}};
 }
 
@@ -122,6 +124,9 @@ void fail_every_call(Host& host, const Made& made, const std::string& elsewhere)
     state.seekg(0);
     h.load(state);
   });
+  const std::string spent = saved(*made.budget);
+  fails("a budget's save", [&](Host& /*h*/) { static_cast<void>(saved(*made.budget)); });
+  fails("a budget's load", [&](Host& /*h*/) { load(*made.budget, spent); });
   Host other({2, shape}, made.options, made.schedule, made.selection);
   reference::decode(other, next);
   fails("assignment", [&](Host& h) { h = other; });
@@ -183,13 +188,20 @@ TEST(FailedAllocation, LeavesALayerOverPagesAsItWas) {
     fails("the step behind a prompt", [&](Layer& l) { l.step(query, rows.view(81), one); });
     layer.step(query, rows.view(81), one);
     fails("a step", [&](Layer& l) { l.step(query, rows.view(82), one); });
+    const std::vector<float> scores(2 * 82, 0.5F);
+    fails("a choice by scores", [&](Layer& l) { l.choose_by_scores(scores, rows.view(82)); });
     fails("a second prompt", [&](Layer& l) { l.observe(query, 85); });
     fails("truncate", [&](Layer& l) { l.truncate(77); });
+    fails("rollback", [&](Layer& l) { l.rollback(4); });
+    fails("clear", [&](Layer& l) { l.clear(); });
+    fails("recycled_positions", [&](Layer& l) { static_cast<void>(l.recycled_positions(0)); });
+    fails("save", [&](Layer& l) { static_cast<void>(saved(l)); });
     fails("share", [](Layer& l) { l.share(std::make_shared<Scratch>()); });
     fails("load", [&](Layer& l) { load(l, fresh); });
     const Layer other(shape, made.options, made.schedule, made.selection);
     fails("assignment", [&](Layer& l) { l = other; });
   }
+  EXPECT_GT(failed, 500);
   stress::report("allocations failed, layer over pages", std::to_string(failed) + " in " + std::to_string(called) +
                                                              " calls, state unchanged, 0 leaks, next call works");
 }
