@@ -15,45 +15,57 @@ using namespace recycled;
 using reference::saved, reference::signed_again;
 using reference::Tokens;
 
-constexpr ModelShape model{1, {4, 2, 16}};
+constexpr ModelShape model{1, {4, 2, 16}}, two_layers{2, model.layer};
 constexpr LayerOptions options{.capacity = 12, .sketch = {.coordinates = 4}};
 using Small = Decoder<half, SelfCalibrating>;
 
-Small make() { return {model, options, {}, {.pool = 1}}; }
+Small make(const ModelShape& of = model) { return {of, options, {}, {.pool = 1}}; }
 
 /// One that has seen a prompt and some steps.
-Small used(std::uint64_t seed, index_t prompt) {
-  Small decoder = make();
+Small used(std::uint64_t seed, index_t prompt, const ModelShape& of = model) {
+  Small decoder = make(of);
   Tokens tokens(model.layer, seed);
   reference::prefill(decoder, tokens.next(prompt));
   reference::decode(decoder, tokens.next(20));
   return decoder;
 }
 
-TEST(SavedState, CutShortAnywhereIsRefused) {
-  const std::string state = saved(used(1, 40));
-  Small decoder = used(2, 20);
-  const std::string before = saved(decoder);
-  for (std::size_t size = 0; size < state.size(); size += reference::of_many) {
-    ASSERT_NE(error_of(decoder, state.substr(0, size)).find("it is cut short"), std::string::npos) << size;
+/// At every `apart`-th byte.
+template <class Saved>
+void expect_refused_cut_short(std::size_t apart, const Saved& from, Saved into) {
+  const std::string state = saved(from), before = saved(into);
+  for (std::size_t size = 0; size < state.size(); size += apart * reference::of_many) {
+    ASSERT_NE(error_of(into, state.substr(0, size)).find("it is cut short"), std::string::npos) << size;
   }
-  EXPECT_TRUE(saved(decoder) == before);
-  EXPECT_EQ(error_of(decoder, state), "");
-  EXPECT_TRUE(saved(decoder) == state);
+  EXPECT_TRUE(saved(into) == before);
+  EXPECT_EQ(error_of(into, state), "");
+  EXPECT_TRUE(saved(into) == state);
 }
 
-TEST(SavedState, WithAnyByteChangedIsRefused) {
-  const std::string state = saved(used(1, 40));
-  Small decoder = used(2, 20);
-  const std::string before = saved(decoder);
-  for (std::size_t i = 0; i < state.size(); i += reference::of_many) {
+TEST(SavedState, CutShortAnywhereIsRefused) {
+  expect_refused_cut_short(1, used(1, 40), used(2, 20));
+  expect_refused_cut_short(3, used(1, 40).layer(0), used(2, 20).layer(0));
+  expect_refused_cut_short(7, used(1, 40, two_layers), used(2, 20, two_layers));
+}
+
+/// The same.
+template <class Saved>
+void expect_refused_changed(std::size_t apart, const Saved& from, Saved into) {
+  const std::string state = saved(from), before = saved(into);
+  for (std::size_t i = 0; i < state.size(); i += apart * reference::of_many) {
     for (const std::size_t bit : {std::size_t{0}, 1 + i % 7}) {  // the lowest of a flag leaves one
       std::string damaged = state;
       damaged[i] = static_cast<char>(damaged[i] ^ (1 << bit));
-      ASSERT_EQ(error_of(decoder, damaged).substr(0, 10), "recycled: ") << i;
+      ASSERT_EQ(error_of(into, damaged).substr(0, 10), "recycled: ") << i;
     }
   }
-  EXPECT_TRUE(saved(decoder) == before);
+  EXPECT_TRUE(saved(into) == before);
+}
+
+TEST(SavedState, WithAnyByteChangedIsRefused) {
+  expect_refused_changed(1, used(1, 40), used(2, 20));
+  expect_refused_changed(3, used(1, 40).layer(0), used(2, 20).layer(0));
+  expect_refused_changed(7, used(1, 20, two_layers), used(2, 20, two_layers));
 }
 
 TEST(SavedState, OfAnotherDecoderIsRefusedByName) {
@@ -70,6 +82,23 @@ TEST(SavedState, OfAnotherDecoderIsRefusedByName) {
   expect(Small{model, {.capacity = 12, .attention = {.soft_cap = 5}}},
          "recycled: saved state: AttentionOptions.soft_cap = 0, expected 5, as here");
   expect(Small{model, {.capacity = 12}}, "recycled: saved state: SketchOptions.coordinates = 4, expected 0, as here");
+  expect(Small{{1, {8, 2, 16}}, options}, "recycled: saved state: Shape.query_heads = 4, expected 8, as here");
+  expect(Small{{1, {4, 2, 16, 8}}, options}, "recycled: saved state: Shape.value_dim = 16, expected 8, as here");
+  expect(Small{model, {.capacity = 12, .attention = {.scale = 0.5F}}},
+         "recycled: saved state: AttentionOptions.scale = 0.25, expected 0.5, as here");
+  expect(Small{model, {.capacity = 12, .attention = {.window = 9}}},
+         "recycled: saved state: AttentionOptions.window = 0, expected 9, as here");
+  const auto expect_between = [&](const LayerOptions& from, const LayerOptions& into, const std::string& message) {
+    LayerAttention<half> layer(model.layer, into);
+    EXPECT_EQ(error_of(layer, saved(LayerAttention<half>(model.layer, from))), message);
+  };
+  expect_between({.capacity = 12, .attention = {.window = 9, .sinks = 1}},
+                 {.capacity = 12, .attention = {.window = 9, .sinks = 2}},
+                 "recycled: saved state: AttentionOptions.sinks = 1, expected 2, as here");
+  expect_between({.capacity = 12}, {.capacity = 12, .sketch = {.keys = true}},
+                 "recycled: saved state: SketchOptions.keys = 0, expected 1, as here");
+  expect_between({.capacity = 12, .layer = 3}, {.capacity = 12, .layer = 4},
+                 "recycled: saved state: LayerOptions.layer = 3, expected 4, as here");
   expect(Decoder<half, FixedStride>{model, options},
          "recycled: saved state: size of the schedule = 16, expected that of the one here");
   expect(Decoder<half, AlwaysFull>{model, options},

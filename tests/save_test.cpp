@@ -99,6 +99,7 @@ TEST(Save, KeepsWhatSchedulesHaveLearnt) {
 TEST(Save, KeepsSketches) {
   expect_same_continuation<half>(sketched, FixedStride{3}, TopK{.pool = 1});
   expect_same_continuation<float>(sketched, SelfCalibrating{.late = 0.1F}, TopK{.pool = 1});
+  expect_same_continuation<half>({.capacity = 20, .sketch = {.keys = true}}, FixedStride{3});
 }
 TEST(Save, KeepsASetOfOnePosition) {
   expect_same_continuation<half>({.capacity = 1}, FixedStride{5});
