@@ -60,8 +60,17 @@ class Life {
     length = prompt + random.between(4, 14);
     options = {.capacity = random.between(1, prompt + 4), .attention = any_attention(random)};
     if (random.between(0, 1) == 0) options.max_length = length;
-    if (random.between(0, 1) == 0)
-      options.sketch = {.coordinates = 4 * random.between(1, 8), .full_every = random.between(2, 9)};
+    switch (random.between(0, 3)) {
+      case 0:
+      case 1:
+        options.sketch = {.coordinates = 4 * random.between(1, 8), .full_every = random.between(2, 9)};
+        break;
+      case 2:
+        options.sketch = {.keys = true};
+        break;
+      default:
+        break;
+    }
     selection = {.memory = any_of(random, {0.0F, 0.0F, 0.6F}),
                  .pool = any_of<index_t>(random, {1, 1, 7}),
                  .observation_window = any_of<index_t>(random, {1, 1, 5})};
