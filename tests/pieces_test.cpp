@@ -10,7 +10,6 @@ namespace {
 
 using namespace recycled;
 using reference::Bits;
-using reference::Token;
 using reference::Tokens;
 
 struct OwnThreads {

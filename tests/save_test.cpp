@@ -103,9 +103,9 @@ TEST(Save, KeepsSketches) {
 }
 TEST(Save, KeepsASetOfOnePosition) {
   expect_same_continuation<half>({.capacity = 1}, FixedStride{5});
-  Decoder<half> decoder({1, {6, 2, 32}}, {.capacity = 1});
+  Decoder<half> decoder({1, model.layer}, {.capacity = 1});
   reference::decode(decoder, Tokens(model.layer, 9).next(1));
-  Decoder<half> loaded({1, {6, 2, 32}}, {.capacity = 1});
+  Decoder<half> loaded({1, model.layer}, {.capacity = 1});
   load(loaded, saved(decoder));
   EXPECT_EQ(loaded.layer(0).recycled_positions(1), std::vector<index_t>{0});
 }

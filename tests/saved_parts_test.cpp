@@ -142,7 +142,8 @@ TEST(SavedState, OfABudgetMayHoldSumsAsLargeAsAnyThatAreTaken) {
   // They are halved, and go on being so.
   Budget budget(0.2F);
   budget.account({0, 100, 1000});
-  std::string large = saved(budget);
+  const std::string state = saved(budget);
+  std::string large = state;
   for (const auto& [place, sum] : {std::pair<std::size_t, std::uint64_t>{28, std::uint64_t{1} << 61},
                                    {36, (std::uint64_t{1} << 62) - 1},
                                    {44, std::uint64_t{1} << 55}}) {
@@ -154,6 +155,8 @@ TEST(SavedState, OfABudgetMayHoldSumsAsLargeAsAnyThatAreTaken) {
   EXPECT_LT(full.spent(), 0.2);
   Budget other(0.2F);
   EXPECT_EQ(error_of(other, saved(full)), "");
+  EXPECT_EQ(error_of(other, state), "");
+  EXPECT_EQ(other.spent(), 0.1);
 }
 
 }  // namespace
