@@ -129,6 +129,19 @@ void wrong_schedules(Refusals& refusals) {
   refusals.expect("schedule", "Budgeted.budget", "nullptr", "a budget", [] { make(shape, options, {Budgeted{}}); });
   refusals.expect_each("Budget", "Budget share", Floats{0, -1, 1.5F, nan, inf}, "more than 0, up to 1",
                        [](float value) { Budget one(value); });
+  const std::string before = reference::saved(*budget);
+  refusals.expect_each("Budget.account", "Cost.layer", {index_t{-1}, (index_t{1} << 20) + 1, lowest, largest},
+                       "0 to 2^20", [&](index_t value) {
+                         budget->account({value, 1, 2});
+                       });
+  const std::initializer_list<std::uint64_t> bytes{std::uint64_t{1} << 61, ~std::uint64_t{}};
+  refusals.expect_each("Budget.account", "Cost.bytes_read", bytes, "less than 2^61", [&](std::uint64_t value) {
+    budget->account({0, value, 2});
+  });
+  refusals.expect_each("Budget.account", "Cost.bytes_full", bytes, "less than 2^61", [&](std::uint64_t value) {
+    budget->account({0, 1, value});
+  });
+  EXPECT_EQ(reference::saved(*budget), before);
 }
 
 void wrong_selections(Refusals& refusals) {

@@ -44,7 +44,7 @@ struct Budgeted {
     head.loss += news * (loss - head.loss);
     head.turn += news * (head.last_turn - head.turn);
   }
-  void spent(const Cost& cost) noexcept { budget->account(cost); }
+  void spent(const Cost& cost) { budget->account(cost); }
   template <class Io>
   void transfer(Io& io) {
     io(heads);
