@@ -34,7 +34,7 @@ class AnyLayer {
   virtual recycled::StepKind last_step(index_t kv_head) const = 0;
   virtual std::vector<index_t> recycled_positions(index_t kv_head) const = 0;
   virtual const recycled::LayerStatistics& statistics() const = 0;
-  virtual const AnySchedule& schedule() const = 0;
+  virtual AnySchedule schedule() const = 0;
 
  protected:
   AnyLayer(const AnyLayer&) = default;

@@ -9,12 +9,13 @@ namespace reference {
 
 using recycled::index_t;
 
-/// Asked about every KV head, whichever it is.
+/// Asked about every KV head, whichever it is; or not at all, where make_layer() is told to take it `as_itself`.
 struct AnySchedule {
   using One = std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride, recycled::QuerySimilarity,
                            recycled::SelfCalibrating, recycled::Budgeted>;
   static constexpr bool per_head = true;
   One one;
+  bool as_itself = false;  // QuerySimilarity is asked about the whole layer then, AlwaysFull keeps no recycle caches
 
   recycled::StepKind decide(const recycled::StepInfo& info) {
     return std::visit([&](auto& schedule) { return schedule.decide(info); }, one);

@@ -104,6 +104,7 @@ class Life {
     const auto* budgeted = std::get_if<Budgeted>(&schedule.one);
     if ((calibrating != nullptr && calibrating->longest > 3) || (budgeted != nullptr && budgeted->longest > 3))
       return false;
+    if (schedule.as_itself) return false;  // the mean of their queries depends on their order
     return options.sketch.coordinates == 0 || options.attention.window > 0 ||
            (start == Start::observe && observed_ == 64);
   }
@@ -186,14 +187,18 @@ class Life {
   }
   static reference::AnySchedule any_schedule(Random& random) {
     const index_t longest = any_of<index_t>(random, {3, 9});
-    switch (random.between(0, 5)) {
+    switch (random.between(0, 8)) {
       case 0:
         return {NeverFull{}};
       case 1:
-        return {QuerySimilarity{random.between(1, 3), 0.8F}};
+        return {AlwaysFull{}, true};
       case 2:
-        return {SelfCalibrating{.longest = longest}};
+        return {QuerySimilarity{random.between(1, 3), 0.8F}, true};
       case 3:
+        return {QuerySimilarity{random.between(1, 3), 0.8F}};
+      case 4:
+        return {SelfCalibrating{.longest = longest}};
+      case 5:
         return {Budgeted{std::make_shared<Budget>(0.3F), longest}};
       default:
         return {FixedStride{random.between(2, 5)}};
