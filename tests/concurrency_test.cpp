@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "reference/feed.hpp"
+#include "reference/own_threads.hpp"
 #include "reference/saved.hpp"
 
 namespace {
@@ -22,9 +23,7 @@ constexpr int threads = 4;
 
 /// f(0), ..., f(threads - 1), each on a thread of its own, all at the same time.
 void at_once(const std::function<void(int)>& f) {
-  std::vector<std::thread> all;
-  for (int i = 0; i < threads; ++i) all.emplace_back(f, i);
-  for (std::thread& thread : all) thread.join();
+  reference::OwnThreads{}(threads, [&](index_t thread) { f(static_cast<int>(thread)); });
 }
 
 /// f(0), ..., f(count - 1) one after the other, each on a new thread.

@@ -2,24 +2,14 @@
 // (tests/run --tsan) no two pieces touch the same memory. A pool may give all pieces to one thread.
 #include <gtest/gtest.h>
 
-#include <thread>
-
 #include "reference/feed.hpp"
+#include "reference/own_threads.hpp"
 
 namespace {
 
 using namespace recycled;
 using reference::Bits;
 using reference::Tokens;
-
-struct OwnThreads {
-  template <class F>
-  void operator()(index_t n, const F& f) const {
-    std::vector<std::thread> all;
-    for (index_t i = 0; i < n; ++i) all.emplace_back(f, i);
-    for (std::thread& thread : all) thread.join();
-  }
-};
 
 constexpr Shape shape{10, 5, 64, 32};
 constexpr index_t prompt = 120;
@@ -45,7 +35,7 @@ Bits live(Decoder decoder, E&& executor) {
 template <class T, class Policy, class Keep = TopK, class R = T>
 void expect_same_bits(const LayerOptions& options, const Policy& schedule, const Keep& selection = {}) {
   const Decoder<T, Policy, Keep, R> decoder({2, shape}, options, schedule, selection);
-  EXPECT_EQ(live(decoder, OwnThreads{}), live(decoder, Serial{}));
+  EXPECT_EQ(live(decoder, reference::OwnThreads{}), live(decoder, Serial{}));
 }
 
 TEST(Pieces, OfASketchedStep) {

@@ -185,7 +185,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const index_t kind = bytes.between(0, 5);
   switch (kind % 3) {
     case 0:
-      operations<half>(bytes, kind > 2, {.capacity = capacity}, FixedStride{3});
+      operations<half>(bytes, kind > 2, {.capacity = capacity, .sketch = {.keys = bytes.last(0, 1) == 1}},
+                       FixedStride{3});
       break;
     case 1:
       operations<float>(bytes, kind > 2, {.capacity = capacity, .sketch = {.coordinates = 4, .full_every = 3}},
