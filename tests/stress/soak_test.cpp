@@ -15,8 +15,12 @@ using reference::Random;
 template <Scalar T, Schedule Policy>
 class Soak {
  public:
-  Soak(const reference::Options& options, const Policy& policy, const reference::Schedule& schedule, std::uint64_t seed)
-      : random_(seed), lockstep_(options, policy, schedule, seed), other_(lockstep_.decoder()) {}
+  /// `prompt` tokens come first.
+  Soak(const reference::Options& options, const Policy& policy, const reference::Schedule& schedule, std::uint64_t seed,
+       index_t prompt)
+      : random_(seed), lockstep_(options, policy, schedule, seed), other_(lockstep_.decoder()), prompt_(prompt) {
+    if (prompt > 0) lockstep_.prefill(prompt);
+  }
 
   void operation() {
     auto& decoder = lockstep_.decoder();
@@ -26,7 +30,7 @@ class Soak {
       case 1:
         return lockstep_.rollback(random_.between(0, std::min(lockstep_.length(), index_t{6})));
       case 2:
-        return lockstep_.rollback(random_.between(0, lockstep_.length()));
+        return lockstep_.rollback(random_.between(0, std::max(lockstep_.length() - prompt_, index_t{0})));
       case 3:
         decoder = decoder.fork();
         return;
@@ -58,10 +62,13 @@ class Soak {
         return;
       }
       case 7:
-        if (random_.between(0, 9) == 0) return lockstep_.clear();
+        if (random_.between(0, 9) == 0) {
+          prompt_ = 0;
+          return lockstep_.clear();
+        }
         [[fallthrough]];
       default:
-        if (lockstep_.length() > 70) return lockstep_.rollback(random_.between(40, 70));
+        if (lockstep_.length() > prompt_ + 70) return lockstep_.rollback(random_.between(40, 70));
         return lockstep_.step();
     }
   }
@@ -70,6 +77,7 @@ class Soak {
   Random random_;
   reference::Lockstep<T, Policy> lockstep_;
   Decoder<T, Policy> other_;
+  index_t prompt_;  // tokens that are not taken back
 };
 
 template <Scalar T, Schedule Policy>
@@ -84,7 +92,9 @@ void soak(const char* name, const Policy& policy, const reference::Schedule& sch
     options.pool = 2 * random.between(0, 3) + 1;
     options.observation_window = random.between(1, 4);
     if (random.between(0, 2) == 0) options.attention = {.window = random.between(1, 40), .sinks = random.between(0, 3)};
-    Soak<T, Policy> one(options, policy, schedule, seed);
+    // Some about where a cache grows, which is made for 256 tokens, and then for twice as many as it had.
+    const index_t prompt = random.between(0, 7) == 0 ? random.between(1, 2) * 256 - random.between(1, 40) : 0;
+    Soak<T, Policy> one(options, policy, schedule, seed, prompt);
     for (int i = 0; i < 500; ++i, ++done) {
       one.operation();
       if (testing::Test::HasFailure()) return;
