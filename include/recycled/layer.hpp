@@ -135,9 +135,9 @@ class LayerAttention {
   /// the most important first, -1 for none, of each KV head at most `capacity` and none twice. The step attends to them
   /// and to its own token, whatever the schedule says, for which it counts as a refresh that measured nothing. Later
   /// tokens join the set as ever, and the last of the positions leave first, unless the selection goes by what steps
-  /// attend to. What a sliding window hides is left out,
-  /// and the new token's own position counts for nothing. `kv` holds the positions so far, and may hold the new
-  /// token's; for a layer that has seen nothing it is what the step will get.
+  /// attend to. What a sliding window hides is left out, and the new token's own position counts for nothing. `kv`
+  /// holds the positions so far, and may hold the new token's; for a layer that has seen nothing it is what the step
+  /// will get.
   template <Executor E = Serial>
   void choose_positions(std::span<const index_t> positions, const KvView<T>& kv,
                         E&& executor = {}) requires(detail::recycles<Policy>) {
@@ -217,7 +217,8 @@ class LayerAttention {
   /// same machine, with the same bits. Anything else (another version, shape or capacity, a file that is cut short or
   /// damaged) throws std::invalid_argument and changes nothing; whatever the stream holds, no more memory is taken than
   /// in proportion to it and to this layer, of which there are two until all is read. Not compared are max_length,
-  /// SketchOptions::full_every, and what schedule and selection are: they keep the parameters that they have here.
+  /// SketchOptions::full_every, and the parameters of schedule and selection: they stay as they are here. Their types
+  /// are compared by the size of what they have learnt.
   void load(std::istream& stream) {
     LayerAttention loaded = fresh();
     detail::StateReader io(stream);

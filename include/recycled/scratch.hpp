@@ -14,10 +14,10 @@ class LayerScratch;
 }  // namespace detail
 
 /// What a step, a prefill or the choice of a first set writes down on its way: packed queries, the pieces' sums, and
-/// query_heads + 2 kv_heads floats a position for scores (for a sketch's query_heads times two bytes more, and room to
-/// find its axes in). It grows when asked to and never shrinks. Layers that never run at the same time, on whatever
-/// threads, can share one (LayerAttention::share, Decoder::share), which then stays in the cache from layer to layer: a
-/// Decoder's layers do.
+/// query_heads + 2 kv_heads floats a position for scores (for a sketch's query_heads + kv_heads times two bytes more,
+/// and room to find its axes in). It grows when asked to and never shrinks. Layers that never run at the same time, on
+/// whatever threads, can share one (LayerAttention::share, Decoder::share), which then stays in the cache from layer to
+/// layer: a Decoder's layers do.
 class Scratch {
  public:
   Scratch() = default;

@@ -22,7 +22,7 @@
 // NaN and infinity mean something here: a position that was not seen, a query that is no number. And what is rounded,
 // or summed with what was lost before, is not for the compiler to reorder. (Clang does not say that it may.)
 #if (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__)
-#error "recycled: -ffast-math, and each part of it, changes results; compile this file with -fno-fast-math"
+#error "recycled: -ffast-math changes results, as do parts of it; compile this file with -fno-fast-math"
 #endif
 
 // Every name of the library lives in an inline namespace that says how it was compiled. Two objects built with
