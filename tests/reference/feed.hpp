@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <recycled/recycled.hpp>
 #include <vector>
 
@@ -44,6 +45,16 @@ using Bits = std::vector<std::uint32_t>;
 inline Bits bits(const std::vector<float>& values) {
   Bits result;
   for (const float value : values) result.push_back(std::bit_cast<std::uint32_t>(value));
+  return result;
+}
+
+/// Which KV heads of an output [query_heads, value_dim] have a NaN.
+inline std::vector<bool> heads_with_nan(const std::vector<float>& out, const recycled::Shape& shape) {
+  std::vector<bool> result(at(shape.kv_heads));
+  const std::size_t size = at(shape.group() * shape.value_dim);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (std::isnan(out[i])) result[i / size] = true;
+  }
   return result;
 }
 

@@ -1,4 +1,4 @@
-// What is no row of a token's attention is never read, and what is no number stays where it was attended.
+// What is no row of a token's attention is never read, and a row that is no number stays where it was attended.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -10,6 +10,7 @@ namespace {
 using namespace recycled;
 using reference::Bits;
 using reference::Cache;
+using reference::heads_with_nan;
 using reference::Layout;
 
 constexpr Shape shape{6, 3, 32, 64};
@@ -105,16 +106,6 @@ TYPED_TEST(Poison, OfRowsThatARecycledStepDoesNotHoldChangesNoBit) {
               run(this->cache(), options, NeverFull{}, this->nothing));
 }
 
-/// Which KV heads of an output [query_heads, value_dim] hold a NaN anywhere, and in all values.
-std::vector<bool> heads_with_nan(const std::vector<float>& out) {
-  std::vector<bool> result(reference::at(shape.kv_heads));
-  const index_t size = shape.group() * shape.value_dim;
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    if (std::isnan(out[i])) result[i / reference::at(size)] = true;
-  }
-  return result;
-}
-
 TYPED_TEST(Poison, OfAnAttendedRowSpreadsToItsHeadAlone) {
   for (const bool key : {true, false}) {
     Cache<TypeParam> cache = this->cache();
@@ -126,7 +117,7 @@ TYPED_TEST(Poison, OfAnAttendedRowSpreadsToItsHeadAlone) {
     std::vector<float> out(reference::at(shape.output_size())), expected(out.size());
     layer.step(query, cache.view(100), out);
     sound.step(query, clean.view(100), expected);
-    EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, true, false}));
+    EXPECT_EQ(heads_with_nan(out, shape), (std::vector<bool>{false, true, false}));
     for (std::size_t i = 0; i < out.size(); ++i) {
       if (i / 128 != 1) {
         EXPECT_EQ(out[i], expected[i]);
@@ -158,7 +149,7 @@ TYPED_TEST(Poison, OfAHeldRowSpoilsItsHeadAsLongAsItIsHeld) {
       layer.step(query, cache.view(end), out);
       sound.step(query, clean.view(end++), expected);
       for (const index_t g : {0, 2}) EXPECT_EQ(head_of(out, g), head_of(expected, g));
-      return heads_with_nan(out)[1];
+      return heads_with_nan(out, shape)[1];
     };
     EXPECT_FALSE(step(50));
     EXPECT_TRUE(step(33));
@@ -188,7 +179,7 @@ TYPED_TEST(Poison, OfAnyRowReachesNoOtherHeadHoweverSetsAreChosen) {
           EXPECT_EQ(head_of(out, g), head_of(expected, g)) << end;
           EXPECT_EQ(layer.recycled_positions(g), sound.recycled_positions(g)) << end;
         }
-        const bool nan = heads_with_nan(out)[1];
+        const bool nan = heads_with_nan(out, shape)[1];
         ++(nan ? spoilt : untouched);
         // A value says nothing of which rows matter: the same are read, and what is read says the same.
         if (!key && !nan) {
@@ -209,75 +200,32 @@ TYPED_TEST(Poison, OfAnyRowReachesNoOtherHeadHoweverSetsAreChosen) {
   }
 }
 
-/// One step whose query is no number, then sound ones.
-template <class Policy>
-void expect_full_after_nan(const Policy& policy, const LayerOptions& options, bool nan_in_prompt) {
-  reference::Random random(5);
-  auto cache = Cache<float>::random(shape, length, random);
-  LayerAttention<float, Policy> layer(shape, options, policy);
-  std::vector<float> query = random.row(shape.query_size()), out(reference::at(shape.output_size()));
-  std::vector<float> spoilt = query;
-  spoilt[70] = std::nanf("");  // a query head of KV head 1
-  layer.observe(nan_in_prompt ? spoilt : query, prompt);
-  if (!nan_in_prompt) {
-    index_t end = prompt + 1;
-    for (; end <= prompt + 3; ++end) layer.step(query, cache.view(end), out);
-    layer.step(spoilt, cache.view(end), out);  // step 4: a full one
-    ASSERT_EQ(layer.last_step(1), StepKind::full);
-    EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, true, false}));
-  }
-  layer.step(query, cache.view(layer.length() + 1), out);
-  EXPECT_EQ(layer.last_step(1), StepKind::full);
-  EXPECT_EQ(layer.last_step(0), StepKind::recycled);
-  EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, false, false}));
-  layer.step(query, cache.view(layer.length() + 1), out);
-  EXPECT_EQ(layer.last_step(1), StepKind::recycled);
-  EXPECT_EQ(layer.recycled_positions(1).size(), std::size_t{12});
-}
-
-TEST(NanQuery, OfAFullStepMakesTheNextOneFull) {
-  expect_full_after_nan(FixedStride{4}, {.capacity = 12}, false);
-  expect_full_after_nan(FixedStride{4}, {.capacity = 12, .attention = {.window = 30, .sinks = 2}}, false);
-}
-
-TEST(NanQuery, OfThePromptMakesTheFirstStepFull) {
-  expect_full_after_nan(NeverFull{}, {.capacity = 12}, true);
-  expect_full_after_nan(NeverFull{}, {.capacity = 12, .attention = {.window = 30, .sinks = 2}}, true);
-}
-
-TEST(NanQuery, AnywhereInTheObservationWindowMakesTheFirstStepFull) {
-  reference::Random random(5);
-  const auto cache = Cache<float>::random(shape, length, random);
-  for (const std::size_t token : {0U, 1U, 2U}) {
-    LayerAttention<float, NeverFull> layer(shape, {.capacity = 12, .attention = {.window = 30}}, {},
-                                           {.observation_window = 3});
-    std::vector<float> queries = random.row(3 * shape.query_size());
-    std::vector<float> out(reference::at(shape.output_size()));
-    queries[token * reference::at(shape.query_size()) + 70] = std::nanf("");  // a query head of KV head 1
-    layer.observe(queries, prompt);
-    layer.step(random.row(shape.query_size()), cache.view(prompt + 1), out);
-    EXPECT_EQ(layer.last_step(0), StepKind::recycled);
-    EXPECT_EQ(layer.last_step(1), StepKind::full) << "token " << token;
-    EXPECT_EQ(layer.last_step(2), StepKind::recycled);
-  }
-}
-
-TEST(NanQuery, NeverFreezesASchedule) {
-  reference::Random random(5);
-  const auto cache = Cache<float>::random(shape, length, random);
-  LayerAttention<float, QuerySimilarity> layer(shape, {.capacity = 12}, {1, 0.5F});
+TYPED_TEST(Poison, OfAKeyMakesItsHeadTakeFullStepsUntilItIsTakenBack) {
+  Cache<TypeParam> cache = this->cache();
+  const Cache<TypeParam> clean = cache;
+  constexpr index_t odd = 100;
+  cache.poison_key(odd, 1);
+  LayerAttention<TypeParam, FixedStride> layer(shape, {.capacity = 12}, {4});
+  reference::Random random(2);
   std::vector<float> query = random.row(shape.query_size()), out(reference::at(shape.output_size()));
   layer.observe(query, prompt);
-  layer.step(query, cache.view(prompt + 1), out);
-  EXPECT_EQ(layer.last_step(0), StepKind::recycled);
-  const std::vector<float> spoilt(query.size(), std::nanf(""));
-  layer.step(spoilt, cache.view(prompt + 2), out);
-  EXPECT_EQ(layer.last_step(0), StepKind::full);  // a query that can't be compared is not similar
-  layer.step(query, cache.view(prompt + 3), out);
-  EXPECT_EQ(layer.last_step(0), StepKind::full);  // nor is anything similar to it
-  layer.step(query, cache.view(prompt + 4), out);
-  EXPECT_EQ(layer.last_step(0), StepKind::recycled);
-  EXPECT_EQ(heads_with_nan(out), (std::vector<bool>{false, false, false}));
+  bool refreshed = false;  // the odd head, since the key is there
+  index_t full = 0;
+  const auto step = [&](const Cache<TypeParam>& rows) { layer.step(query, rows.view(layer.length() + 1), out); };
+  while (layer.length() < length) {
+    step(cache);
+    EXPECT_EQ(layer.last_step(1) == StepKind::full, refreshed || layer.last_step(0) == StepKind::full);
+    refreshed = refreshed || (layer.length() > odd && layer.last_step(0) == StepKind::full);
+    full += refreshed ? 1 : 0;
+    EXPECT_EQ(heads_with_nan(out, shape)[1], layer.length() > odd) << layer.length();
+  }
+  EXPECT_GT(full, 12);
+  layer.truncate(odd);
+  step(clean);
+  EXPECT_EQ(layer.last_step(1), StepKind::full);
+  step(clean);
+  EXPECT_EQ(layer.last_step(1), StepKind::recycled);
+  EXPECT_EQ(heads_with_nan(out, shape), (std::vector<bool>{false, false, false}));
 }
 
 }  // namespace
