@@ -1,5 +1,5 @@
-// Rollback: positions leave the full cache and the recycle cache; if one of them had cost another its place, the next
-// step of that head is full.
+// Rollback: positions leave the full cache and the recycle cache; if one of them had chosen a set, or cost another its
+// place in it, the next step of that head is full.
 #include "reference/lockstep.hpp"
 
 namespace {
@@ -43,6 +43,53 @@ void live(Lockstep<float, Policy>& both, std::uint64_t seed, index_t most_steps)
     if (i % 12 == 11) both.prefill(random.between(1, 4));
     if (random.between(0, 9) > 0) both.step(random.between(1, most_steps));
     both.rollback(random.between(0, std::min(both.length(), index_t{6})));
+  }
+}
+
+/// What kinds of steps follow, and their outputs, after a token with that query came and went.
+std::pair<std::vector<StepKind>, std::vector<float>> behind_taken_back(index_t capacity, index_t rejected_in_prompt,
+                                                                       const std::vector<float>& rejected) {
+  constexpr Shape small{1, 1, 8};
+  reference::Random random(4);
+  const auto cache = reference::Cache<float>::random(small, 40, random);
+  const std::vector<float> query = random.row(8);
+  LayerAttention<float, QuerySimilarity> layer(small, {.capacity = capacity}, {1, 0.8F}, {.pool = 1});
+  std::pair<std::vector<StepKind>, std::vector<float>> seen;
+  std::vector<float> out(8);
+  const auto step = [&](const std::vector<float>& asked) { layer.step(asked, cache.view(layer.length() + 1), out); };
+  if (rejected_in_prompt > 0) {
+    layer.observe(rejected, 11 + rejected_in_prompt);
+    layer.prepare(cache.view(11 + rejected_in_prompt));
+    layer.rollback(rejected_in_prompt);
+  } else {
+    layer.observe(query, 8);
+    for (int i = 0; i < 3; ++i) step(query);
+    step(rejected);
+    layer.rollback(1);
+  }
+  for (int i = 0; i < 12; ++i) {
+    step(query);
+    seen.first.push_back(layer.last_step(0));
+    seen.second.insert(seen.second.end(), out.begin(), out.end());
+  }
+  return seen;
+}
+
+TEST(Rollback, AQueryThatWasTakenBackDecidesNothingMore) {
+  const std::vector<float> one = reference::Random(5).row(8);
+  std::vector<float> other = one;
+  for (float& x : other) x = -x;
+  for (const index_t capacity : {6, 12, 16, 40}) {  // less than there are positions, and as many, now or all the time
+    for (const index_t in_prompt : {0, 1, 2}) {
+      SCOPED_TRACE(testing::Message() << "capacity " << capacity << ", " << in_prompt << " of the prompt");
+      const auto with_one = behind_taken_back(capacity, in_prompt, one);
+      const auto with_other = behind_taken_back(capacity, in_prompt, other);
+      EXPECT_EQ(with_one.first, with_other.first);
+      for (std::size_t i = 0; i < with_one.second.size(); ++i)  // rows may be held in another order
+        EXPECT_NEAR(with_one.second[i], with_other.second[i], 1e-5);
+      EXPECT_EQ(with_one.first[0], StepKind::full);
+      EXPECT_EQ(with_one.first[1], StepKind::recycled);
+    }
   }
 }
 

@@ -223,4 +223,25 @@ TEST(SavedState, IsNotLoadedIntoADecoderThatWasMovedFrom) {
   EXPECT_EQ(error_of(decoder, state), "recycled: saved state: ModelShape.layers = 1, expected 0, as here");
 }
 
+/// Every head takes memory for what was saved of it, and none for what was saved of another.
+TEST(SavedState, OfASketchThatIsCutShortTakesNoMoreMemoryThanItIsLong) {
+  constexpr Shape wide{64, 64, 4};
+  using Layer = LayerAttention<half, FixedStride>;
+  const Layer empty(wide, {.capacity = 8, .sketch = {.coordinates = 4}});
+  Layer layer = empty;
+  reference::Random random(2);
+  constexpr index_t length = 4096;
+  const auto cache = reference::Cache<half>::random(wide, length, random);
+  layer.observe(random.row(wide.query_size()), length);
+  layer.prepare(cache.view(length));
+  const std::string state = saved(layer);
+  Layer loaded = empty;
+  const std::size_t of_layer = asked_by([&] { const Layer copy = loaded; });
+  for (const std::size_t part : {2U, 3U, 5U, 20U, 50U, 100U}) {
+    std::istringstream stream(state.substr(0, state.size() / part));
+    const std::size_t asked = asked_by([&] { EXPECT_NE(message_of([&] { loaded.load(stream); }), ""); });
+    EXPECT_LE(asked, 4 * state.size() / part + of_layer) << "a part of " << part;
+  }
+}
+
 }  // namespace

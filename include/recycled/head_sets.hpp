@@ -103,19 +103,11 @@ class HeadSets {
     ++heads_[g].sketched;
     return true;
   }
-  /// The same by the logits of all keys, which stand on the board: of the earlier positions those that they choose, but
-  /// for one, and the new token.
+  /// The same by the logits of all keys, which stand on the board.
   bool refresh_by_keys(index_t g, const KvView<T>& kv, std::span<const float> lse, ScoreBoard& scores) noexcept {
     if (!is_sound(lse)) return false;
-    const index_t own = kv.length - 1;
-    const Visible earlier(options_, own - 1);
-    scores.score(g, lse, earlier);
-    replace(g, kv, scores.logits(g), lse, scores, [&] {
-      scores.choose(g, selection(g), earlier, kv, false, cache_);
-      cache_.insert(g, own, kv);
-      cache_.settle(g, own);
-      cache_.close_gap(g);
-    });
+    scores.score(g, lse, Visible(options_, kv.length - 1));
+    replace(g, kv, scores.logits(g), lse, scores, [&] { scores.choose_with_own(g, selection(g), kv, cache_); });
     return true;
   }
   /// A new set by the logits of a full step, which stand on the board. They tell how good the old one was, and the

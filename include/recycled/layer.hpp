@@ -173,8 +173,8 @@ class LayerAttention {
     prompt_.clear();
   }
 
-  /// Takes back all positions from `length` on (speculative decoding). If one of them had cost another its place in the
-  /// recycle cache, the next step of that head is full. Decode steps are counted back, too.
+  /// Takes back all positions from `length` on (speculative decoding). If one of them had chosen the set of a
+  /// head, or cost another its place in it, the next step of that head is full. Decode steps are counted back, too.
   void truncate(index_t length) {
     detail::require_at_most(length, length_, "truncate: length");
     const index_t removed = length_ - length;

@@ -73,7 +73,13 @@ class ScoreBoard {
       ranked.data()[j] = std::numeric_limits<float>::quiet_NaN();
     rebuild(g, ranked, std::min(capacity_, visible.size()), view, length - 1, cache);
   }
-  /// The same by the logits of a sketch, over all positions of `view`.
+  /// The same for a step that attends to its choice alone, by the scores of all positions of `view`: its own token is
+  /// part of it.
+  template <Scalar T, Scalar R, Selection Keep>
+  void choose_with_own(index_t g, Keep& selection, const KvView<T>& view, RecycleCache<R>& cache) noexcept {
+    rebuild_with_own(g, rank(g, selection, view.length, false, 1), view, cache);
+  }
+  /// The same by the logits of a sketch, which says little of the first positions.
   template <Scalar T, Scalar R, Selection Keep>
   void choose(index_t g, Keep& selection, const kernels::CodeLogits<Isa>& sketched, std::span<const float> lse,
               const KvView<T>& view, RecycleCache<R>& cache) noexcept {
@@ -82,10 +88,8 @@ class ScoreBoard {
     if (!detail::ranks_are_scores(selection)) {
       for (index_t j = 0; j < length; ++j) log_weights(g)[j] = weights.at(j);
       const std::span<float> ranked = rank(g, selection, length, false, 1);
-      prefer_ends(ranked, newcomer_rank, std::numeric_limits<float>::infinity());
-      const kernels::PositionBits chosen = mark_with_last(g, std::span<const float>(ranked));
-      ranked.back() = newcomer_rank;
-      return cache.rebuild(g, chosen, sketched_count(length), RankOf{ranked}, view, length - 1);
+      prefer_ends(ranked, newcomer_rank, newcomer_rank);
+      return rebuild_with_own(g, ranked, view, cache);
     }
     // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
     // only to one of twice its weight.
@@ -220,6 +224,13 @@ class ScoreBoard {
     const kernels::PositionBits chosen = bits(g, static_cast<index_t>(ranked.size()));
     kernels::mark_largest(ranked, count, chosen);
     cache.rebuild(g, chosen, count, RankOf{ranked}, view, own);
+  }
+  template <Scalar T, Scalar R>
+  void rebuild_with_own(index_t g, std::span<float> ranked, const KvView<T>& view, RecycleCache<R>& cache) noexcept {
+    ranked.back() = std::numeric_limits<float>::infinity();
+    const kernels::PositionBits chosen = mark_with_last(g, std::span<const float>(ranked));
+    ranked.back() = newcomer_rank;
+    cache.rebuild(g, chosen, sketched_count(view.length), RankOf{ranked}, view, view.length - 1);
   }
   kernels::CodeWeights sketched_weights(const kernels::CodeLogits<Isa>& logits, std::span<const float> lse,
                                         index_t length) const noexcept {

@@ -91,7 +91,7 @@ class RecycleCacheOf : public testing::Test {
     EXPECT_TRUE(std::all_of(marks.begin(), marks.end(), [](std::uint64_t mark) { return mark == 0; }));
     model.entries.clear();
     for (const index_t p : chosen) model.entries[p] = ranks[at(p)];
-    model.last_evictor = count < length ? length - 1 : -1;
+    model.last_evictor = length - 1;
     expect_slots(cache, head, model);
   }
 

@@ -193,8 +193,7 @@ class Layer {
     order.resize(kept);
     std::sort(order.begin(), order.end());
     head.held = order;
-    head.evictors.clear();
-    if (static_cast<index_t>(kept) < length) head.evictors = {length - 1};
+    head.evictors = {length - 1};
     head.must_refresh = false;
   }
 

@@ -141,6 +141,22 @@ TEST(Budget, GoesOnAfterMoreBytesThanASumCanHold) {
   EXPECT_GT(budget.spent(), 0.99) << "what is long ago counts less";
 }
 
+TEST(Budget, GoesOnAfterMoreBytesReadThanASumCanHold) {
+  constexpr std::uint64_t much = (std::uint64_t{1} << 61) - 1;
+  Budget budget(0.5F);
+  double share = 0;
+  for (int i = 0; i < 20; ++i) {
+    budget.account({.bytes_read = much, .bytes_full = 1});
+    EXPECT_GT(budget.spent(), share / 4) << "no sum wraps";
+    share = budget.spent();
+    std::stringstream state;
+    budget.save(state);
+    Budget loaded(0.5F);
+    loaded.load(state);
+  }
+  EXPECT_TRUE(std::isfinite(budget.allowed_loss()));
+}
+
 TEST(Budget, OfTheLastLayerThatThereMayBeIsSavedAndLoaded) {
   const auto budget = std::make_shared<Budget>(0.5F);
   LayerAttention<float, Budgeted> layer({1, 1, 8}, {.capacity = 4, .layer = 1 << 20}, {budget});

@@ -81,7 +81,7 @@ class Eviction {
   }
   void choose() {
     must_refresh_ = false;
-    last_evictor_ = -1;
+    last_evictor_ = length_ - 1;
     evict();
   }
   void evict() {

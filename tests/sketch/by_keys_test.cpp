@@ -23,7 +23,8 @@ class ByKeys : public testing::Test {};
 using Types = testing::Types<float, half, bfloat16, q8_0>;
 TYPED_TEST_SUITE(ByKeys, Types);
 
-/// The new token, and of the others those of the largest pooled weights of the group; equal ones as they leave a set.
+/// The new token, and of the others those of the largest pooled weights of the group; of equal ones the lower
+/// positions.
 reference::Positions best(const std::vector<reference::Attention>& rows, index_t length) {
   constexpr index_t reach = 3;
   std::vector<long double> weight(at(length), -reference::infinity), rank = weight;
@@ -31,16 +32,14 @@ reference::Positions best(const std::vector<reference::Attention>& rows, index_t
     for (std::size_t j = 0; j < weight.size(); ++j) weight[j] = std::max(weight[j], row.logits[j] - row.lse);
   }
   for (index_t j = 0; j + 1 < length; ++j) {
-    for (index_t i = std::max(j - reach, index_t{0}); i <= std::min(j + reach, length - 2); ++i)
+    for (index_t i = std::max(j - reach, index_t{0}); i <= std::min(j + reach, length - 1); ++i)
       rank[at(j)] = std::max(rank[at(j)], weight[at(i)]);
   }
   reference::Positions order;
   for (index_t j = 0; j + 1 < length; ++j) order.push_back(j);
   std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return rank[at(a)] > rank[at(b)]; });
-  order.resize(at(capacity));
+  order.resize(at(capacity) - 1);
   std::sort(order.begin(), order.end());
-  order.erase(
-      std::min_element(order.begin(), order.end(), [&](index_t a, index_t b) { return rank[at(a)] < rank[at(b)]; }));
   order.push_back(length - 1);
   return order;
 }
@@ -121,6 +120,37 @@ TEST(ByKeysLayer, MeasuresTheSetThatItReplaces) {
   EXPECT_EQ(b.measured, 1U);
   // The new sets differ by the place that the new token has for certain.
   EXPECT_NEAR(a.retained_mass, b.retained_mass, 0.05);
+}
+
+/// What a selection is told of, each time.
+struct Recorded {
+  std::shared_ptr<std::vector<std::pair<index_t, float>>> lengths_and_own = {};
+  void rank(const Scores& measured, std::span<float> ranks) {
+    std::copy(measured.log_weights.begin(), measured.log_weights.end(), ranks.begin());
+    lengths_and_own->emplace_back(static_cast<index_t>(measured.log_weights.size()), measured.log_weights.back());
+  }
+};
+
+TEST(ByKeysLayer, TellsASelectionOfAllThatAStepSees) {
+  constexpr Shape one{1, 1, 16};
+  const Recorded seen{std::make_shared<std::vector<std::pair<index_t, float>>>()};
+  LayerAttention<float, FixedStride, Recorded> layer(one, {.capacity = 8, .sketch = {.keys = true}}, {2}, seen);
+  reference::Random random(8);
+  const auto cache = reference::Cache<float>::random(one, 60, random);
+  std::vector<float> out(16);
+  int by_keys_steps = 0;
+  for (index_t length = 30; length <= 60; ++length) {
+    seen.lengths_and_own->clear();
+    const std::vector<float> query = random.row(16);
+    layer.step(query, cache.view(length), out);
+    if (layer.last_step(0) == StepKind::recycled) continue;
+    by_keys_steps += layer.last_step(0) == StepKind::sketched ? 1 : 0;
+    ASSERT_EQ(seen.lengths_and_own->size(), 1U);
+    EXPECT_EQ(seen.lengths_and_own->front().first, length);
+    const auto truth = reference::attend(query, cache.keys(0), cache.values(0), reference::seen_by(length - 1, {}), {});
+    EXPECT_NEAR(seen.lengths_and_own->front().second, static_cast<float>(truth.logits.back() - truth.lse), 1e-4);
+  }
+  EXPECT_EQ(by_keys_steps, 15);
 }
 
 TEST(ByKeysLayer, ReadsNoValueThatItDoesNotChoose) {

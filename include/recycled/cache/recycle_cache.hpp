@@ -37,8 +37,8 @@ class RecycleCache {
 
   index_t capacity() const noexcept { return capacity_; }
   index_t size(index_t head) const noexcept { return heads_[head].size; }
-  /// Position of the newest token that cost another entry its place, or -1: once it is rolled back, something is
-  /// missing.
+  /// Position of the newest token that chose the set, or cost another entry its place, or -1: once it is rolled back,
+  /// something is missing, or stands for a query that never was.
   index_t last_evictor(index_t head) const noexcept { return heads_[head].last_evictor; }
 
   // Slots [0, size): all entries, after insert() or close_gap().
@@ -83,7 +83,7 @@ class RecycleCache {
                const KvView<T>& view, index_t by) noexcept {
     close_gap(head);
     Head& h = heads_[head];
-    h.last_evictor = count < by + 1 ? by : none;
+    h.last_evictor = by;
     if (count == 0) {
       h.size = h.free = 0;
       return;

@@ -56,14 +56,17 @@ class Budget {
     detail::require(cost.bytes_read < most_bytes, "Cost.bytes_read", cost.bytes_read, "less than 2^61");
     detail::require(cost.bytes_full < most_bytes, "Cost.bytes_full", cost.bytes_full, "less than 2^61");
     constexpr auto relaxed = std::memory_order_relaxed;
-    read_.fetch_add(cost.bytes_read, relaxed);
+    const std::uint64_t read_before = read_.fetch_add(cost.bytes_read, relaxed);
     const std::uint64_t before = full_.fetch_add(cost.bytes_full, relaxed), full = before + cost.bytes_full;
     const double mean = static_cast<double>(full) / static_cast<double>(steps_.fetch_add(1, relaxed) + 1);
-    if (before < most_bytes && full >= most_bytes) halve();
+    const auto passes = [](std::uint64_t from, std::uint64_t by) {
+      return from < most_bytes && from + by >= most_bytes;
+    };
+    if (passes(before, cost.bytes_full) || passes(read_before, cost.bytes_read)) halve();
     index_t layers = layers_.load(relaxed);
     while (layers <= cost.layer && !layers_.compare_exchange_weak(layers, cost.layer + 1, relaxed)) {
     }
-    if (mean == 0) return;
+    if (!(mean > 0)) return;
     // The logarithm of the loss is the sum of the bytes that were too many: while it stays within bounds, their mean is
     // 0. Counted in steps of the mean size, so that neither the context nor the number of layers changes its pace.
     const double allowed = static_cast<double>(share_) * static_cast<double>(cost.bytes_full);
@@ -94,7 +97,7 @@ class Budget {
       budget.full_ = full;
       budget.steps_ = steps;
       budget.layers_ = layers;
-      while (budget.full_ >= most_bytes) budget.halve();
+      while (budget.full_ >= most_bytes || budget.read_ >= most_bytes) budget.halve();
     }
   }
   /// Sums never overflow: 2^61 bytes are some weeks of a busy host. Of those that account, only the one that comes past

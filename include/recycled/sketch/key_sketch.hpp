@@ -86,18 +86,7 @@ class KeySketch {
   }
   /// Room for an image of `length` positions.
   void reserve(index_t length) {
-    const auto grow = [](auto& array, index_t size) {
-      const index_t before = array.size();
-      if (size <= before) return;
-      array.resize(std::max(size, 2 * before));
-      std::fill(array.begin() + before, array.end(), 0);
-    };
-    for (Head& h : heads_) {
-      grow(h.codes, kernels::code_bytes(length, coordinates_));
-      grow(h.means, stretches(length) * row_stride_);
-      grow(h.biases, shape_.group() * stretches(length));
-      grow(h.offsets, shape_.group() * stretches(length));
-    }
+    for (Head& h : heads_) reserve(h, length);
   }
   /// Codes what `kv` has of one head beyond the positions that have codes. Keys may come late, several at a time.
   void catch_up(index_t g, const KvView<T>& kv) noexcept {
@@ -139,9 +128,9 @@ class KeySketch {
         io.array(key_axes_.data() + c * row_stride_, shape_.head_dim);
         io.array(query_axes_.data() + c * row_stride_, shape_.head_dim);
       }
-      // A stretch at a time, so that memory is taken for what there is.
+      // A stretch at a time, and of this head, so that memory is taken for what there is.
       for (index_t begin = 0; begin < std::max(coded, index_t{1}); begin += kernels::code_stretch) {
-        if constexpr (Io::loads) reserve(begin + kernels::code_stretch);
+        if constexpr (Io::loads) reserve(h, begin + kernels::code_stretch);
         io.array(mean(g, begin / kernels::code_stretch), shape_.head_dim);
         kernels::for_each_code_run(h.codes.data(), coordinates_, begin, std::min(begin + kernels::code_stretch, coded),
                                    [&](std::uint8_t* codes, index_t bytes) { io.array(codes, bytes); });
@@ -203,6 +192,18 @@ class KeySketch {
 
   static index_t stretches(index_t positions) {
     return (positions + kernels::code_stretch - 1) / kernels::code_stretch;
+  }
+  void reserve(Head& h, index_t length) {
+    const auto grow = [](auto& array, index_t size) {
+      const index_t before = array.size();
+      if (size <= before) return;
+      array.resize(std::max(size, 2 * before));
+      std::fill(array.begin() + before, array.end(), 0);
+    };
+    grow(h.codes, kernels::code_bytes(length, coordinates_));
+    grow(h.means, stretches(length) * row_stride_);
+    grow(h.biases, shape_.group() * stretches(length));
+    grow(h.offsets, shape_.group() * stretches(length));
   }
   Head& head(index_t g) noexcept { return heads_[static_cast<std::size_t>(g)]; }
   const Head& head(index_t g) const noexcept { return heads_[static_cast<std::size_t>(g)]; }
