@@ -20,13 +20,13 @@ using reference::Bits, reference::Token;
 
 constexpr Shape shape{6, 2, 40, 24};
 
-class RefreshLife : public testing::TestWithParam<SketchOptions> {
+class RefreshLife : public testing::TestWithParam<bool> {
  protected:
-  const LayerOptions options{.capacity = 20, .sketch = GetParam()};
+  const SketchOptions sketch = GetParam() ? SketchOptions{.keys = true} : SketchOptions{.coordinates = 16};
+  const LayerOptions options{.capacity = 20, .sketch = sketch};
 };
-INSTANTIATE_TEST_SUITE_P(By, RefreshLife,
-                         testing::Values(SketchOptions{.coordinates = 16}, SketchOptions{.keys = true}),
-                         [](const auto& way) { return way.param.keys ? "Keys" : "Sketch"; });
+INSTANTIATE_TEST_SUITE_P(By, RefreshLife, testing::Values(false, true),
+                         [](const auto& by_keys) { return by_keys.param ? "Keys" : "Sketch"; });
 
 TEST_P(RefreshLife, WithRoomForAllIsExact) {
   LayerOptions roomy = options;
