@@ -89,6 +89,9 @@ class Layer {
 
   /// Where float and long double may disagree about nearly equal scores, one set is as good as the other.
   void adopt(index_t g, const Positions& held) { heads_[at(g)].held = held; }
+  /// How far apart the last score that the prompt's choice took and the first that it left were, in the closest head.
+  /// Nobody sees that choice before the step that makes it has gone on from there.
+  Real prompt_gap() const { return prompt_gap_; }
 
  private:
   index_t group() const { return options_.shape.group(); }
@@ -157,8 +160,10 @@ class Layer {
       }
       for (Real& score : mean) score = std::log(score);
       heads_[at(g)].remembered.clear();
+      heads_[at(g)].last = {};
       choose(heads_[at(g)], mean);
       heads_[at(g)].age = 0;
+      prompt_gap_ = std::min(prompt_gap_, heads_[at(g)].last.gap);
     }
     prompt_.clear();
   }
@@ -189,7 +194,7 @@ class Layer {
     Positions order = seen_by(length - 1, options_.attention);
     std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return head.rank(a) > head.rank(b); });
     const std::size_t kept = std::min(order.size(), at(options_.capacity));
-    if (kept < order.size()) head.last.gap = gap(head.rank(order[kept - 1]), head.rank(order[kept]));
+    if (kept < order.size()) head.last.gap = gap(head, order, kept);
     order.resize(kept);
     std::sort(order.begin(), order.end());
     head.held = order;
@@ -230,21 +235,32 @@ class Layer {
       // The set ascends, so the first of equals is the lowest position, and of newcomers the oldest.
       Positions order = head.held;
       std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return head.rank(a) < head.rank(b); });
-      head.last.gap = gap(head.rank(order[1]), head.rank(order[0]));
+      head.last.gap = gap(head, order, 1);
       std::erase(head.held, order[0]);
       head.evictors.push_back(own);
     }
     return result;
   }
 
-  /// Equal scores are equal in any arithmetic, because the pool made them of one and the same.
-  static Real gap(Real higher, Real lower) { return higher == lower ? infinity : higher - lower; }
+  /// By how much ranks would have to change for others to stand before place `cut` of an order. Equal ones are equal in
+  /// any arithmetic, because the pool made them of one and the same: what counts is how near the next ones are.
+  static Real gap(const Head& head, const Positions& order, std::size_t cut) {
+    const Real last = head.rank(order[cut - 1]);
+    const bool tied = head.rank(order[cut]) == last;
+    Real nearest = infinity;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      const Real other = head.rank(order[i]);
+      if (other != last && (i >= cut || tied)) nearest = std::min(nearest, std::abs(other - last));
+    }
+    return nearest;
+  }
 
   Options options_;
   Schedule schedule_;
   std::vector<Head> heads_;
   std::vector<std::vector<float>> prompt_;  // the queries that choose the first set
   index_t step_ = 0;
+  Real prompt_gap_ = infinity;
 };
 
 }  // namespace reference

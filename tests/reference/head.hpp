@@ -36,7 +36,7 @@ struct HeadStep {
   bool full = false;
   bool measured = false;
   Real retained_mass = 1;
-  Real gap = infinity;  // between the last score that stayed and the first that left, unless they are one and the same
+  Real gap = infinity;  // how far ranks are from those that would have chosen others
 };
 
 struct HeadCounts {

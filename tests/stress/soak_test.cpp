@@ -19,9 +19,11 @@ class Soak {
   Soak(const reference::Options& options, const Policy& policy, const reference::Schedule& schedule, std::uint64_t seed,
        index_t prompt)
       : random_(seed), lockstep_(options, policy, schedule, seed), other_(lockstep_.decoder()), prompt_(prompt) {
+    lockstep_.stops_where_close = true;
     if (prompt > 0) lockstep_.prefill(prompt);
   }
 
+  bool is_close() const { return lockstep_.is_close(); }
   void operation() {
     auto& decoder = lockstep_.decoder();
     switch (random_.between(0, 19)) {
@@ -95,7 +97,7 @@ void soak(const char* name, const Policy& policy, const reference::Schedule& sch
     // Some about where a cache grows, which is made for 256 tokens, and then for twice as many as it had.
     const index_t prompt = random.between(0, 7) == 0 ? random.between(1, 2) * 256 - random.between(1, 40) : 0;
     Soak<T, Policy> one(options, policy, schedule, seed, prompt);
-    for (int i = 0; i < 500; ++i, ++done) {
+    for (int i = 0; i < 500 && !one.is_close(); ++i, ++done) {
       one.operation();
       if (testing::Test::HasFailure()) return;
     }
