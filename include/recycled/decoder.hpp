@@ -29,7 +29,8 @@ class Decoder {
   /// Room for options.max_length positions is taken at once; the caches grow by doubling beyond it.
   Decoder(const ModelShape& model, const LayerOptions& options, const Policy& schedule = {},
           const Keep& selection = {}) {
-    detail::require(model.layers >= 1 && model.layers <= 1 << 20, "ModelShape.layers", model.layers, "1 to 2^20");
+    detail::require(model.layers >= 1 && model.layers <= detail::most_layers, "ModelShape.layers", model.layers,
+                    "1 to 2^20");
     layers_.reserve(static_cast<std::size_t>(model.layers));
     const auto scratch = std::make_shared<Scratch>();
     for (index_t i = 0; i < model.layers; ++i) {

@@ -88,7 +88,7 @@ class ScoreBoard {
     if (!detail::ranks_are_scores(selection)) {
       for (index_t j = 0; j < length; ++j) log_weights(g)[j] = weights.at(j);
       const std::span<float> ranked = rank(g, selection, length, false, 1);
-      prefer_ends(ranked, newcomer_rank, newcomer_rank);
+      prefer_first(ranked, newcomer_rank);
       return rebuild_with_own(g, ranked, view, cache);
     }
     // A sketch's scores are good to some tenths, and a row that comes has to be copied: so a row that is held gives way
@@ -245,19 +245,18 @@ class ScoreBoard {
     selection.rank(Scores{scores, of_prompt, queries}, ranked);
     return ranked;
   }
-  /// A sketched step attends to its choice alone: the new token is part of it, and the first positions, where attention
-  /// rests, which lie so far from other keys that a sketch knows little of them.
+  /// A sketched step attends to the first positions, too, where attention rests: they lie so far from other keys that a
+  /// sketch knows little of them.
   template <class N>
-  void prefer_ends(std::span<N> ranks, N for_first, N for_last) const noexcept {
-    for (N& rank : ranks.first(static_cast<std::size_t>(first_positions())))
-      rank = rank >= for_first ? rank : for_first;
-    ranks.back() = for_last;
+  void prefer_first(std::span<N> ranks, N at_least) const noexcept {
+    for (N& rank : ranks.first(static_cast<std::size_t>(first_positions()))) rank = rank >= at_least ? rank : at_least;
   }
   index_t first_positions() const noexcept { return std::min(index_t{4}, capacity_ / 8); }
   index_t sketched_count(index_t length) const noexcept { return std::min(capacity_, length); }
   kernels::PositionBits mark_by(index_t g, const kernels::CodeWeights& weights, index_t length) noexcept {
     const std::span<std::int16_t> ranked(weights.first, static_cast<std::size_t>(length));
-    prefer_ends(ranked, kernels::CodeWeights::above_all, kernels::CodeWeights::above_all);
+    prefer_first(ranked, kernels::CodeWeights::above_all);
+    ranked.back() = kernels::CodeWeights::above_all;  // its own token is part of what a sketched step attends to
     return mark_with_last(g, std::span<const std::int16_t>(ranked));
   }
   template <class N>

@@ -52,7 +52,7 @@ class Budget {
   }
   /// One step of a layer was made. Throws std::invalid_argument, and counts nothing, for a layer or bytes of none.
   void account(const Cost& cost) {
-    detail::require(cost.layer >= 0 && cost.layer <= most_layers, "Cost.layer", cost.layer, "0 to 2^20");
+    detail::require(cost.layer >= 0 && cost.layer <= detail::most_layers, "Cost.layer", cost.layer, "0 to 2^20");
     detail::require(cost.bytes_read < most_bytes, "Cost.bytes_read", cost.bytes_read, "less than 2^61");
     detail::require(cost.bytes_full < most_bytes, "Cost.bytes_full", cost.bytes_full, "less than 2^61");
     constexpr auto relaxed = std::memory_order_relaxed;
@@ -86,7 +86,7 @@ class Budget {
     index_t layers = budget.layers_;
     io.begin("budget");
     io.plain(loss, read, full, steps);
-    io.count(layers, 1, most_layers + 1, "layers that share a budget");
+    io.count(layers, 1, detail::most_layers + 1, "layers that share a budget");
     detail::require(loss >= least_loss && loss <= most_loss, "saved state: loss", loss, "1e-4 to 1.5");
     detail::require(full < 2 * most_bytes && read < 2 * most_bytes, "saved state: bytes of a budget",
                     std::max(full, read), "less than 2^62");
@@ -107,7 +107,6 @@ class Budget {
       sum->fetch_sub(sum->load(std::memory_order_relaxed) / 2, std::memory_order_relaxed);
   }
 
-  static constexpr index_t most_layers = index_t{1} << 20;  // LayerOptions.layer goes up to that
   static constexpr std::uint64_t most_bytes = std::uint64_t{1} << 61;
   static constexpr double rate = 0.3;  // for a token in all its layers: settles within some ten of them
   static constexpr float least_loss = 1e-4F;

@@ -54,7 +54,7 @@ LayerOptions checked(LayerOptions options, const Shape& shape) {
   require(!options.sketch.keys || options.sketch.coordinates == 0, "SketchOptions.coordinates",
           options.sketch.coordinates, "0 with SketchOptions.keys");
   require(options.sketch.full_every >= 1, "SketchOptions.full_every", options.sketch.full_every, "at least 1");
-  require(options.layer >= 0 && options.layer <= 1 << 20, "LayerOptions.layer", options.layer, "0 to 2^20");
+  require(options.layer >= 0 && options.layer <= most_layers, "LayerOptions.layer", options.layer, "0 to 2^20");
   options.attention = checked(options.attention, shape);
   return options;
 }

@@ -31,6 +31,7 @@ namespace detail {
 
 /// Far more than any context. Times a dimension it may be more than 2^63: such products are checked.
 inline constexpr index_t most_positions = index_t{1} << 40;
+inline constexpr index_t most_layers = index_t{1} << 20;  // of one model
 
 /// `shape` with value_dim filled in. Throws std::invalid_argument for a shape that no layer of T can have.
 template <Scalar T>
