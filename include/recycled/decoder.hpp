@@ -68,7 +68,8 @@ class Decoder {
   void prefill(index_t layer, std::span<const float> queries, std::span<const float> keys,
                std::span<const float> values, std::span<float> out, E&& executor = {},
                std::span<const float> compared = {}) {
-    grow(layer, queries, keys, values,
+    const index_t tokens = detail::token_count(queries, shape_of(layer));
+    grow(layer, tokens, keys, values,
          [&](Layer& attention, const KvView<T>& kv) { attention.prefill(queries, kv, out, executor, compared); });
   }
 
@@ -77,7 +78,8 @@ class Decoder {
   template <Executor E = Serial>
   void step(index_t layer, std::span<const float> query, std::span<const float> key, std::span<const float> value,
             std::span<float> out, E&& executor = {}, std::span<const float> compared = {}) {
-    grow(layer, query, key, value,
+    detail::require_size(query.size(), shape_of(layer).query_size(), "query.size()", "query_heads * head_dim");
+    grow(layer, 1, key, value,
          [&](Layer& attention, const KvView<T>& kv) { attention.step(query, kv, out, executor, compared); });
   }
 
@@ -199,6 +201,8 @@ class Decoder {
     return static_cast<std::size_t>(layer);
   }
 
+  const Shape& shape_of(index_t layer) const { return layers_[checked(layer)].attention.shape(); }
+
   std::size_t checked_to_choose(index_t layer) const {
     const std::size_t i = checked(layer);
     detail::require(layers_[i].cache.length() >= 1, "the layer's length", 0, "at least 1, positions to choose from");
@@ -207,18 +211,15 @@ class Decoder {
 
   /// Lets `attend` see the tokens' rows behind the cache's; if it fails, they never were part of it.
   template <class F>
-  void grow(index_t layer, std::span<const float> queries, std::span<const float> keys, std::span<const float> values,
+  void grow(index_t layer, index_t tokens, std::span<const float> keys, std::span<const float> values,
             const F& attend) {
     Both& both = layers_[checked(layer)];
     const Shape& shape = both.attention.shape();
-    const auto tokens = static_cast<index_t>(queries.size()) / shape.query_size();
     const auto check = [&](std::span<const float> given, index_t dim, std::string_view name) {
       const index_t expected = detail::checked_product(tokens * shape.kv_heads, dim, name);
       detail::require(static_cast<index_t>(given.size()) == expected, name, given.size(),
                       [&] { return detail::text(expected, " = tokens * kv_heads * ", dim); });
     };
-    detail::require(tokens >= 1, "query.size()", queries.size(),
-                    [&] { return detail::text("query_heads * head_dim = ", shape.query_size(), " for each token"); });
     check(keys, shape.head_dim, "key.size()");
     check(values, shape.value_dim, "value.size()");
     attend(both.attention, both.cache.stage(keys.data(), values.data(), tokens));

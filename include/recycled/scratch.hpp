@@ -15,7 +15,9 @@ class LayerScratch;
 
 /// What a step, a prefill or the choice of a first set writes down on its way: packed queries, the pieces' sums, and
 /// query_heads + 2 kv_heads floats a position for scores (for a sketch's query_heads + kv_heads times two bytes more,
-/// and room to find its axes in). It grows when asked to and never shrinks. Layers that never run at the same time, on
+/// and room to find its axes in). Where rows have to be widened first, those of a paged view and all of a prefill, each
+/// piece takes 96 rows of floats besides, for at most 16 kv_heads or 64 pieces of a step, and as many tiles as 256
+/// tokens of a prefill make. It grows when asked to and never shrinks. Layers that never run at the same time, on
 /// whatever threads, can share one (LayerAttention::share, Decoder::share), which then stays in the cache from layer to
 /// layer: a Decoder's layers do.
 class Scratch {

@@ -235,6 +235,8 @@ TEST(WrongCall, OfADecoderIsNamedAndChangesNothing) {
     refuse(name, "query.size()", Counts{0, query_size - 1}, "32",
            [&](index_t n) { call(floats(n), key, value, out, 0); });
     refuse(name, "query.size()", Counts{query_size + 1}, "32", [&](index_t n) { call(floats(n), key, value, out, 0); });
+    refuse(name, "query.size()", Counts{2 * query_size - 1}, "32",  // what else is given is right for two tokens
+           [&](index_t n) { call(floats(n), floats(32), floats(24), out_of(2 * out_size), 0); });
     refuse(name, "key.size()", Counts{0, 15, 17}, "16 = tokens * kv_heads * 8",
            [&](index_t n) { call(query, floats(n), value, out, 0); });
     refuse(name, "value.size()", Counts{0, 11, 13}, "12 = tokens * kv_heads * 6",
@@ -245,6 +247,8 @@ TEST(WrongCall, OfADecoderIsNamedAndChangesNothing) {
   sizes("step", [&](const auto& q, const auto& k, const auto& v, auto o, index_t compared) {
     host.step(1, q, k, v, o, Serial{}, floats(compared));
   });
+  refuse("step", "query.size()", Counts{2 * query_size}, "32 = query_heads * head_dim",
+         [&](index_t n) { host.step(1, floats(n), key, value, out); });
   sizes("prefill", [&](const auto& q, const auto& k, const auto& v, auto o, index_t compared) {
     host.prefill(0, q, k, v, o, Serial{}, floats(compared));
   });

@@ -178,6 +178,8 @@ void wrong_rest(Refusals& refusals) {
   refusals.expect_each<index_t>("KvView::head_major", "head_major: max_length", {-1, 0, 4, lowest},
                                 "at least the length, 5",
                                 [&](index_t value) { KvView<float>::head_major(row, row, shape, 5, value); });
+  refusals.expect_each<index_t>("KvView::head_major", "head_major: max_length", {-1, -5, lowest}, "0 or more",
+                                [&](index_t value) { KvView<float>::head_major(row, row, shape, value, value); });
   for (const index_t value : {huge, largest}) {
     refusals.expect("KvView::head_major", "head_major: room of a head", std::to_string(value) + " * 32",
                     "a product below 2^63", [&] { KvView<float>::head_major(row, row, shape, 5, value); });

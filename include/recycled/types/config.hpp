@@ -30,7 +30,8 @@
 // the code of one to the other: a program may carry several builds and choose at run time. (Inline functions of the
 // standard library and of Eigen are shared all the same; optimised builds inline those that are used here.) Where two
 // levels lead to the same source but not to the same code of the compiler (SSE4, AVX alone, BF16), the names differ all
-// the same. Of single flags (-mssse3, -mfma, ...) not every mixture has a name of its own.
+// the same. Of single flags (-mssse3, -mfma, ...) and of CPUs by name (-march=bdver4 beside x86-64-v3) not every
+// mixture has a name of its own.
 #if defined(RECYCLED_HAS_EXCEPTIONS)
 #define RECYCLED_ABI_NAME(isa) isa##_v0
 #else

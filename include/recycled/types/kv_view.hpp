@@ -76,8 +76,8 @@ struct KvView {
   /// The layout [head, position, dim], with room for `max_length` positions in every head.
   static KvView head_major(const T* keys, const T* values, Shape shape, index_t length, index_t max_length) {
     const auto [key_row, value_row] = row_elements(shape);
-    detail::require(max_length >= length, "head_major: max_length", max_length,
-                    [&] { return detail::text("at least the length, ", length); });
+    detail::require(max_length >= 0 && max_length >= length, "head_major: max_length", max_length,
+                    [&] { return detail::text("0 or more, and at least the length, ", length); });
     const auto room = [&](index_t row) {
       return detail::checked_product(max_length, row, "head_major: room of a head");
     };
