@@ -10,14 +10,7 @@
 
 namespace bench {
 
-template <class T>
-constexpr const char* type_name = "f32";
-template <>
-constexpr const char* type_name<recycled::half> = "f16";
-template <>
-constexpr const char* type_name<recycled::bfloat16> = "bf16";
-template <>
-constexpr const char* type_name<recycled::q8_0> = "q8_0";
+using recycled::type_name;
 
 /// What --only is matched against.
 template <class T>

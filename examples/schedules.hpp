@@ -20,6 +20,13 @@ namespace examples {
 using AnySchedule = std::variant<recycled::AlwaysFull, recycled::NeverFull, recycled::FixedStride,
                                  recycled::QuerySimilarity, recycled::SelfCalibrating, recycled::Budgeted>;
 
+/// A copy that shares nothing with the schedule: what one run spends of a budget is not for the next one to make up.
+inline AnySchedule fresh(AnySchedule schedule) {
+  if (auto* const budgeted = std::get_if<recycled::Budgeted>(&schedule))
+    budgeted->budget = std::make_shared<recycled::Budget>(budgeted->budget->share());
+  return schedule;
+}
+
 struct NamedSchedule {
   std::string name;  ///< as the user wrote it
   AnySchedule schedule;

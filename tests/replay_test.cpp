@@ -232,6 +232,49 @@ TEST(Replay, OfBaselinesReadsWhatTheyKeep) {
   }
 }
 
+TEST(Replay, OfABudgetIsTheSameEveryTime) {
+  replay::Options wanted = options(4096, 256, 60);
+  wanted.schedules = replay::parse_schedules("budgeted:0.2");
+  const replay::Result first = replay::run<half>(moonstone(), wanted)[1];
+  const replay::Result again = replay::run<half>(moonstone(), wanted)[1];
+  EXPECT_EQ(first.full_steps, again.full_steps);
+  EXPECT_EQ(first.error, again.error);
+  EXPECT_GT(first.full_steps, 0);
+}
+
+TEST(Replay, RefusesValuesThatTheTypeOfRowsCantHold) {
+  replay::Trace trace = moonstone();
+  const auto refusal = [&](const auto& run) {
+    return message_of<std::exception>([&] { run(trace, options(4096, 64, 2)); });
+  };
+  const auto as_half = [](auto... given) { replay::run<half>(given...); };
+  const auto recycled_as_half = [](auto... given) { replay::run<float, half>(given...); };
+  const auto as_q8_0 = [](auto... given) { replay::run<recycled::q8_0>(given...); };
+  for (std::vector<float>* const rows : {&trace.keys, &trace.values}) {
+    const std::string name = rows == &trace.keys ? "keys" : "values";
+    const float before = std::exchange((*rows)[1000], -1e5F);
+    const std::string expected = name + ": value 1000 = -100000, expected what f16 holds (bf16 and f32 hold more)";
+    EXPECT_EQ(refusal(as_half), expected);
+    EXPECT_EQ(refusal(recycled_as_half), expected);
+    EXPECT_EQ(refusal([](auto... given) { replay::run<recycled::bfloat16>(given...); }), "");
+    EXPECT_EQ(refusal(as_q8_0), "");
+    (*rows)[1000] = 1e8F;
+    EXPECT_EQ(refusal(as_q8_0), name + ": value 1000 = 1e+08, expected what q8_0 holds (bf16 and f32 hold more)");
+    (*rows)[1000] = before;
+  }
+}
+
+TEST(RelativeError, IsNoNumberIfAnOutputIsNone) {
+  const std::vector<float> ones(8, 1), zeros(8, 0);
+  std::vector<float> spoilt = ones;
+  spoilt[5] = std::nanf("");
+  EXPECT_EQ(replay::relative_error(ones, ones, 2), 0);
+  EXPECT_EQ(replay::relative_error(zeros, zeros, 2), 0);
+  EXPECT_EQ(replay::relative_error(zeros, ones, 2), 1);
+  EXPECT_TRUE(std::isnan(replay::relative_error(spoilt, ones, 2)));
+  EXPECT_TRUE(std::isnan(replay::relative_error(spoilt, spoilt, 2)));
+}
+
 TEST(Replay, WithRoomForEverythingIsExact) {
   replay::Options wanted = options(4096, 5000, 20);
   for (replay::Policy& policy : replay::parse_schedules("snapkv,sliding-window,streaming-llm,h2o,keyformer"))

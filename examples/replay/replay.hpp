@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <recycled/recycled.hpp>
@@ -29,13 +30,13 @@ struct LayersOf<T, R, std::variant<S...>> {
 template <recycled::Scalar T, recycled::Scalar R>
 class Replay {
  public:
-  /// Throws std::invalid_argument for options that don't fit the trace.
+  /// Throws std::invalid_argument for options that don't fit the trace, and for values that don't fit T or R.
   Replay(const Trace& trace, const Options& options)
       : trace_(trace),
         options_(checked(options, trace)),
         pool_(options_.threads),
-        keys_(stored(trace.keys)),
-        values_(stored(trace.values)),
+        keys_(stored(trace.keys, "keys")),
+        values_(stored(trace.values, "values")),
         out_(static_cast<std::size_t>(trace.shape.output_size())) {
     options_.schedules.insert(options_.schedules.begin(), Policy{{"full", recycled::AlwaysFull{}}});
   }
@@ -76,11 +77,33 @@ class Replay {
   }
 
   /// Rows as the KV type stores them, aligned as the library aligns its own.
-  static recycled::Array<T> stored(const std::vector<float>& rows) {
+  static recycled::Array<T> stored(const std::vector<float>& rows, std::string_view name) {
     const auto size = static_cast<index_t>(rows.size());
+    check_held<T>(rows, name);
+    check_held<R>(rows, name);
     recycled::Array<T> result(size / recycled::values_per_element<T>);
     recycled::encode(rows.data(), size, result.data());
     return result;
+  }
+  /// What is infinite once it is stored would make every output NaN, or wrong.
+  template <recycled::Scalar S>
+  static void check_held(const std::vector<float>& rows, std::string_view name) {
+    constexpr index_t some = recycled::values_per_element<S>;
+    const auto size = static_cast<index_t>(rows.size());
+    std::array<S, 1> element;
+    std::array<float, some> held;
+    for (index_t i = 0; i < size; i += some) {
+      const float* const given = rows.data() + i;
+      recycled::encode(given, some, element.data());
+      recycled::decode(element.data(), some, held.data());
+      if (std::all_of(held.begin(), held.end(), [](float x) { return std::isfinite(x); })) continue;
+      const float* const largest =
+          std::max_element(given, given + some, [](float a, float b) { return std::abs(a) < std::abs(b); });
+      std::ostringstream message;
+      message << name << ": value " << largest - rows.data() << " = " << *largest << ", expected what "
+              << recycled::type_name<S> << " holds (bf16 and f32 hold more)";
+      throw std::invalid_argument(message.str());
+    }
   }
   recycled::KvView<T> view(index_t length) const {
     return recycled::KvView<T>::position_major(keys_.data(), values_.data(), trace_.shape, length);
@@ -90,10 +113,10 @@ class Replay {
   std::vector<Layer> begin() const {
     std::vector<Layer> layers;
     for (const Policy& policy : options_.schedules) {
-      layers.push_back(
-          policy.baseline
-              ? begin(policy, recycled::NeverFull{}, policy.baseline(capacity(policy), options_.tokens))
-              : std::visit([&](const auto& s) { return begin(policy, s, policy.selection()); }, policy.schedule));
+      layers.push_back(policy.baseline
+                           ? begin(policy, recycled::NeverFull{}, policy.baseline(capacity(policy), options_.tokens))
+                           : std::visit([&](const auto& s) { return begin(policy, s, policy.selection()); },
+                                        examples::fresh(policy.schedule)));
     }
     return layers;
   }

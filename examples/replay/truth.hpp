@@ -59,7 +59,7 @@ class Truth {
   Matrix weights_;            // [position, query head]
 };
 
-/// Mean over the query heads of |out - exact| / |exact|, the norms over the head's values.
+/// Mean over the query heads of |out - exact| / |exact|, the norms over the head's values; NaN if any of them is.
 inline double relative_error(std::span<const float> out, std::span<const float> exact, index_t query_heads) {
   const index_t dim = static_cast<index_t>(out.size()) / query_heads;
   double sum = 0;
@@ -67,7 +67,7 @@ inline double relative_error(std::span<const float> out, std::span<const float> 
     const auto got = Eigen::Map<const Eigen::VectorXf>(out.data() + h * dim, dim).cast<double>();
     const auto wanted = Eigen::Map<const Eigen::VectorXf>(exact.data() + h * dim, dim).cast<double>();
     const double difference = (got - wanted).norm();
-    if (difference > 0) sum += difference / wanted.norm();
+    if (difference != 0) sum += difference / wanted.norm();
   }
   return sum / static_cast<double>(query_heads);
 }

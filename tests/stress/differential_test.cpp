@@ -1,32 +1,15 @@
 // Layers of any shape, type, layout, option and schedule against the oracle, a new one for every case.
-#include <gtest/gtest.h>
+#include <map>
 
-#include <recycled/recycled.hpp>
-
-#include "reference/random.hpp"
-#include "stress/effort.hpp"
+#include "stress/life.hpp"
 
 namespace {
 
 using namespace recycled;
-using reference::index_t;
-using reference::Random;
-using reference::Rows;
+using reference::at, reference::index_t, reference::Random, reference::Rows;
+using stress::any_of;
 
-/// A KV head is refreshed whenever a coin says so.
-struct Coin {
-  static constexpr bool per_head = true;
-  Random random{1};
-  index_t of = 3;
-  StepKind decide(const StepInfo& /*info*/) { return random.between(1, of) == 1 ? StepKind::full : StepKind::recycled; }
-};
-
-template <class N>
-N any_of(Random& random, std::initializer_list<N> values) {
-  return values.begin()[random.between(0, static_cast<index_t>(values.size()) - 1)];
-}
-
-std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+using Kinds = std::map<StepKind, long>;
 
 /// A layer, rows that it may read and the steps that it takes.
 template <Scalar T, Scalar R>
@@ -38,25 +21,23 @@ class Case {
         attention_(any_attention()),
         prompt_(random.between(1, any_of<index_t>(random, {3, 60, 60, 200}))),
         cache_(Cache::random(shape_, prompt_ + steps, random, any_layout())),
-        layer_(shape_, any_options(),
-               Coin{Random(static_cast<std::uint64_t>(random.between(0, 1 << 30))), random.between(1, 6)},
-               TopK{.pool = any_of<index_t>(random, {1, 1, 3, 7})}) {
+        layer_(reference::make_layer<T, R>(shape_, any_options(), stress::Life<T, R>::any_schedule(random),
+                                           TopK{.pool = any_of<index_t>(random, {1, 1, 3, 7})})) {
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
       keys_.push_back(cache_.keys(g));
       values_.push_back(cache_.values(g));
     }
   }
 
-  /// How many outputs of a KV head were compared.
-  long run() {
-    if (random_.between(0, 2) > 0) layer_.observe(query(random_.between(1, prompt_)), prompt_);
+  /// Counts in `compared` the steps of a KV head whose outputs were compared.
+  void run(Kinds& compared) {
+    if (random_.between(0, 2) > 0) layer_->observe(query(random_.between(1, prompt_)), prompt_);
     for (index_t length = prompt_ + 1; length <= prompt_ + steps && !testing::Test::HasFailure(); ++length)
-      step(length);
-    return compared_;
+      step(length, compared);
   }
 
  private:
-  static constexpr index_t steps = 5;
+  static constexpr index_t steps = 7;
   using Cache = reference::Cache<T>;
 
   Shape any_shape() {
@@ -99,19 +80,22 @@ class Case {
     return random_.row(tokens * shape_.query_size(), any_of(random_, {0.1F, 1.0F, 1.0F, 6.0F}));
   }
 
-  void step(index_t length) {
+  void step(index_t length, Kinds& compared) {
     const KvView<T> view = cache_.view(length);
-    layer_.prepare(view);
+    // What a step chooses ahead of itself, behind a prompt, only prepare() shows: to the layer, or to a copy of it.
+    const std::unique_ptr<reference::AnyLayer<T>> copy = layer_->copy();
+    reference::AnyLayer<T>& prepared = random_.between(0, 1) == 0 ? *layer_ : *copy;
+    prepared.prepare(view, pool_);
     std::vector<std::vector<index_t>> held;
-    for (index_t g = 0; g < shape_.kv_heads; ++g) held.push_back(layer_.recycled_positions(g));
+    for (index_t g = 0; g < shape_.kv_heads; ++g) held.push_back(prepared.recycled_positions(g));
     const std::vector<float> asked = query(1);
     std::vector<float> out(at(shape_.query_heads * shape_.value_dim));
-    layer_.step(asked, view, out);
+    layer_->step(asked, view, out, pool_);
     const std::vector<index_t> visible = reference::seen_by(length - 1, attention_);
     for (index_t g = 0; g < shape_.kv_heads; ++g) {
-      const StepKind kind = layer_.last_step(g);
+      const StepKind kind = layer_->last_step(g);
       std::vector<index_t> read = visible;
-      if (kind == StepKind::sketched) read = layer_.recycled_positions(g);
+      if (kind == StepKind::sketched) read = layer_->recycled_positions(g);
       if (kind == StepKind::recycled) {
         read = held[at(g)];
         read.push_back(length - 1);
@@ -120,6 +104,7 @@ class Case {
       // A set from which nothing is missing is read where it came from, unrounded.
       const bool rounded = kind == StepKind::sketched || (kind == StepKind::recycled && read.size() < visible.size());
       compare(g, asked, out, read, rounded);
+      ++compared[kind];
     }
   }
   void compare(index_t g, const std::vector<float>& asked, const std::vector<float>& out,
@@ -140,7 +125,6 @@ class Case {
                                   reference::attend(one, keys, values, read, attention_)))
           << "query head " << h;
     }
-    ++compared_;
   }
 
   Random& random_;
@@ -148,23 +132,27 @@ class Case {
   AttentionOptions attention_;
   index_t prompt_;
   Cache cache_;
-  LayerAttention<T, Coin, TopK, R> layer_;
+  std::unique_ptr<reference::AnyLayer<T>> layer_;
+  ThreadPool pool_{1};
   std::vector<Rows> keys_, values_;  // of each KV head
-  long compared_ = 0;
 };
 
 template <Scalar T, Scalar R = T>
 void run_cases(const char* types) {
   const long wanted = stress::effort(600);
-  long compared = 0, layers = 0;
-  for (; compared < wanted; ++layers) {
+  Kinds compared;
+  const auto all = [&] {
+    return compared[StepKind::full] + compared[StepKind::recycled] + compared[StepKind::sketched];
+  };
+  long layers = 0;
+  for (; all() < wanted && !testing::Test::HasFailure(); ++layers) {
     const std::uint64_t seed = stress::seed() * 1000003 + static_cast<std::uint64_t>(layers);
     SCOPED_TRACE("seed " + std::to_string(seed));
     Random random(seed);
-    compared += Case<T, R>(random).run();
-    if (testing::Test::HasFailure()) return;
+    Case<T, R>(random).run(compared);
   }
-  stress::report(std::string("differential, ") + types, std::to_string(compared) + " steps of KV heads of " +
+  for (const auto& [kind, count] : compared) EXPECT_GT(count, wanted / 20) << static_cast<int>(kind);
+  stress::report(std::string("differential, ") + types, std::to_string(all()) + " steps of KV heads of " +
                                                             std::to_string(layers) + " layers within the bound");
 }
 

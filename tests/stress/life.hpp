@@ -97,6 +97,25 @@ class Life {
             .value_offset = any_of<index_t>(random, {0, 1, 5}),
             .between = reference::every_poison[random.between(0, 5)]};
   }
+  static reference::AnySchedule any_schedule(Random& random) {
+    const index_t longest = any_of<index_t>(random, {3, 9});
+    switch (random.between(0, 8)) {
+      case 0:
+        return {NeverFull{}};
+      case 1:
+        return {AlwaysFull{}, true};
+      case 2:
+        return {QuerySimilarity{random.between(1, 3), 0.8F}, true};
+      case 3:
+        return {QuerySimilarity{random.between(1, 3), 0.8F}};
+      case 4:
+        return {SelfCalibrating{.longest = longest}};
+      case 5:
+        return {Budgeted{std::make_shared<Budget>(0.3F), longest}};
+      default:
+        return {FixedStride{random.between(2, 5)}};
+    }
+  }
   /// Whether any KV head may stand in any other's place: what a schedule or a sketch does for head 1 may come some
   /// tokens later than for head 0.
   bool heads_are_alike() const {
@@ -184,25 +203,6 @@ class Life {
       options.sinks = random.between(0, 5);
     }
     return options;
-  }
-  static reference::AnySchedule any_schedule(Random& random) {
-    const index_t longest = any_of<index_t>(random, {3, 9});
-    switch (random.between(0, 8)) {
-      case 0:
-        return {NeverFull{}};
-      case 1:
-        return {AlwaysFull{}, true};
-      case 2:
-        return {QuerySimilarity{random.between(1, 3), 0.8F}, true};
-      case 3:
-        return {QuerySimilarity{random.between(1, 3), 0.8F}};
-      case 4:
-        return {SelfCalibrating{.longest = longest}};
-      case 5:
-        return {Budgeted{std::make_shared<Budget>(0.3F), longest}};
-      default:
-        return {FixedStride{random.between(2, 5)}};
-    }
   }
   /// A budget of its own for every life.
   reference::AnySchedule own_schedule() const {
