@@ -1,21 +1,22 @@
 // What the programs that compare with peers share: options, the peers, the JSON.
 #pragma once
 
-#include <fstream>
 #include <memory>
 #include <regex>
 
+#include "../examples/output_file.hpp"
 #include "peer.hpp"
 #include "table.hpp"
 
 namespace bench {
 
-using recycled::type_name;
+template <class T>
+const std::string type_name{recycled::type_name<T>};
 
 /// What --only is matched against.
 template <class T>
 std::string id(const Case& c) {
-  return std::string(type_name<T>) + "/dim:" + std::to_string(c.shape.head_dim) +
+  return type_name<T> + "/dim:" + std::to_string(c.shape.head_dim) +
          "/kv_heads:" + std::to_string(c.shape.kv_heads) + "/group:" + std::to_string(c.shape.group()) +
          "/L:" + std::to_string(c.length) + "/K:" + std::to_string(c.capacity) +
          "/threads:" + std::to_string(c.threads) + (c.position_major ? "/position_major" : "/head_major");
@@ -23,13 +24,14 @@ std::string id(const Case& c) {
 
 struct Options {
   std::regex only{""};
-  std::string json;   ///< a file, or nothing
+  examples::OutputFile json;
   std::string peers;  ///< the folder of their programs, or nothing
 };
 
 /// Reads --only REGEX, --json FILE and --peers FOLDER; hands Google Benchmark the rest.
 inline Options command_line(int argc, char** argv) {
   Options options;
+  std::string json;
   std::string interleaved = "--benchmark_enable_random_interleaving=true";
   std::vector<char*> rest{argv[0], interleaved.data()};
   for (int i = 1; i < argc; ++i) {
@@ -38,7 +40,7 @@ inline Options command_line(int argc, char** argv) {
     if (argument == "--only" && has_value) {
       options.only = argv[++i];
     } else if (argument == "--json" && has_value) {
-      options.json = argv[++i];
+      json = argv[++i];
     } else if (argument == "--peers" && has_value) {
       options.peers = argv[++i];
     } else {
@@ -48,6 +50,12 @@ inline Options command_line(int argc, char** argv) {
   int count = static_cast<int>(rest.size());
   benchmark::Initialize(&count, rest.data());
   if (benchmark::ReportUnrecognizedArguments(count, rest.data())) std::exit(2);
+  try {
+    options.json = examples::OutputFile(json);
+  } catch (const std::runtime_error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    std::exit(2);
+  }
   std::printf("%s, %s\n", cpu_name().c_str(), Isa::name);
   return options;
 }
@@ -122,15 +130,13 @@ struct Run {
   Run(int argc, char** argv) : options(command_line(argc, argv)), peers(options.peers) {}
   /// Shares are those of the best of the whole run, while the printed ones were those of the best until then.
   void save() {
-    if (options.json.empty()) return;
     for (Row& row : rows) {
       const int threads = row.setting.threads;
       if (row.of_read > 0) row.of_read = row.bytes / row.median() / read(threads);
       if (row.of_fma > 0) row.of_fma = row.flops / row.median() / fma(threads);
       if (row.of_product > 0) row.of_product = row.flops / row.median() / product(threads);
     }
-    std::ofstream stream(options.json);
-    write_json(stream, rows);
+    options.json.write([&](std::ostream& stream) { write_json(stream, rows); });
   }
 
   Options options;

@@ -120,14 +120,14 @@ int main(int argc, char** argv) {
                                            {"QuerySimilarity{5, .85}, together", similarity, false},
                                            {"QuerySimilarity{5, .85}, turns", similarity, true}},
                                           400);
-  if (options.json.empty()) return 0;
-  std::ofstream json(options.json);
-  const char* separator = "[\n";
-  for (const Line& line : lines) {
-    json << separator << R"( {"name": ")" << line.name << R"(", "mean_ms": )" << line.mean << R"(, "median_ms": )"
-         << line.median << R"(, "p99_ms": )" << line.p99 << R"(, "isa": ")" << Isa::name << R"(", "cpu": ")"
-         << cpu_name() << "\"}";
-    separator = ",\n";
-  }
-  json << "\n]\n";
+  options.json.write([&](std::ostream& json) {
+    const char* separator = "[\n";
+    for (const Line& line : lines) {
+      json << separator << R"( {"name": ")" << line.name << R"(", "mean_ms": )" << line.mean << R"(, "median_ms": )"
+           << line.median << R"(, "p99_ms": )" << line.p99 << R"(, "isa": ")" << Isa::name << R"(", "cpu": ")"
+           << cpu_name() << "\"}";
+      separator = ",\n";
+    }
+    json << "\n]\n";
+  });
 }

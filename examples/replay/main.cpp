@@ -1,9 +1,7 @@
 // replay: full attention and each schedule over a trace of real activations, compared in one table.
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <iostream>
 
+#include "../output_file.hpp"
 #include "command_line.hpp"
 #include "progress_bar.hpp"
 #include "replay.hpp"
@@ -11,30 +9,8 @@
 
 namespace {
 
+using examples::OutputFile;
 using replay::CommandLine, replay::Result, replay::Trace;
-
-/// A file to write, tried before the work starts: a wrong path should not cost a run. No name: no file.
-class OutputFile {
- public:
-  explicit OutputFile(std::string name) : name_(std::move(name)) {
-    if (!name_.empty()) check(std::ofstream(name_, std::ios::app));
-  }
-  template <class Write>
-  void write(const Write& write) const {
-    if (name_.empty()) return;
-    std::ofstream stream(name_);
-    write(stream);
-    stream.close();
-    check(stream);
-  }
-
- private:
-  void check(const std::ofstream& stream) const {
-    if (!stream) throw std::runtime_error(name_ + ": can't be written (" + std::strerror(errno) + ")");
-  }
-
-  std::string name_;
-};
 
 std::vector<Result> run(const std::string& type, const Trace& trace, const replay::Options& options) {
   replay::ProgressBar bar;

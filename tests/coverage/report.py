@@ -34,6 +34,12 @@ def exported(folder):
     return json.loads(out)["data"][0]["files"]
 
 
+def count_at(segments, place):
+    """How often what stands at (line, column) was come to."""
+    last = next((s for s in reversed(segments) if (s[0], s[1]) <= place), None)
+    return last[2] if last and last[3] else 0
+
+
 def line_counts(segments):
     """{line: count} of the lines that hold code, by the rules of LLVM's LineCoverageStats."""
     by_line = defaultdict(list)
@@ -55,6 +61,7 @@ class File:
     def __init__(self):
         self.lines = defaultdict(int)
         self.branches = defaultdict(lambda: [0, 0])
+        self.reached = defaultdict(int)
 
     def add(self, entry):
         for line, count in line_counts(entry["segments"]).items():
@@ -63,11 +70,12 @@ class File:
             sides = self.branches[start, column, end, end_column]
             sides[0] += yes
             sides[1] += no
+            self.reached[start, column, end, end_column] += count_at(entry["segments"], (start, column))
 
     def sides(self):
-        """Of branches that are decided at run time: a constant one goes neither way, though its line is reached."""
+        """Of branches that are decided at run time: a constant one goes neither way, though it is reached."""
         for place, (yes, no) in sorted(self.branches.items()):
-            if yes or no or not self.lines[place[0]]:
+            if yes or no or not self.reached[place]:
                 yield from ((place, "true", yes), (place, "false", no))
 
 

@@ -38,6 +38,7 @@ SWAPS = {
 }  # fmt: skip
 OPERATOR = re.compile("|".join(re.escape(word) for word in sorted(SWAPS, key=len, reverse=True)))
 NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:[eE]-?\d+)?)([FU]?)(?![\w.'])")
+COMPILER_REFUSED = re.compile(r"^\d+ errors? generated|undefined reference to `recycled::", re.MULTILINE)
 QUIET = re.compile(r'"(?:[^"\\]|\\.)*"|//.*$')  # strings and comments
 
 
@@ -99,11 +100,14 @@ class Builds:
         return [f"-fsanitize={sanitizer}", *narrow] if sanitizer else []
 
     def build(self, test, include, program, kind):
-        """Whether it compiles."""
+        """Whether it compiles. Throws for what says nothing of the mutant: no memory, no library of a sanitizer."""
         source = self.root / "tests" / f"{test.partition(':')[0]}.cpp"
         command = ["clang++", *self.flags, *kind, f"-I{include}", "-include-pch", self.header(kind), source,
                    "-o", program, "-lgtest", "-lgtest_main"]  # fmt: skip
-        return subprocess.run(command, capture_output=True).returncode == 0
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0 and not COMPILER_REFUSED.search(done.stderr):
+            raise RuntimeError(f"{test} was not built: {done.stderr[-2000:]}")
+        return done.returncode == 0
 
     def passes(self, test, program, limit):
         chosen = test.partition(":")[2] or "*"
@@ -201,7 +205,7 @@ def main():
     print("\n".join(["", f"mutants: {figure}", *[f"  survived {line}" for line in survivors]]))
     with open(options.summary, "a", encoding="utf-8") as stream:
         stream.write(f"mutants\t{figure}\n")
-    sys.exit(0 if tried == 0 or 100 * counts["caught"] >= TARGET * tried else 1)
+    sys.exit(0 if tried > 0 and 100 * counts["caught"] >= TARGET * tried else 1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <numeric>
 
+#include "../../output_file.hpp"
 #include "arguments.hpp"
 #include "reading.hpp"
 
@@ -48,6 +49,7 @@ Line compare(const std::string& name, Followed followed, const Logits& expected,
 
 void run(const Words& words, Options& options) {
   const int context = number("--context", options["--context"], 1), count = number("--tokens", options["--tokens"], 1);
+  const examples::OutputFile json(options["--json"]);
   const Model model = load_model(words[0]);
   Plugin plugin(words[1]);
   const Tokens text = tokens_of(model.get(), words[2], context + count);
@@ -78,17 +80,17 @@ void run(const Words& words, Options& options) {
     lines.push_back(compare(schedule, std::move(followed), expected, bytes));
   }
 
-  if (options["--json"].empty()) return;
-  std::ofstream json(options["--json"]);
-  for (std::size_t i = 0; i < lines.size(); ++i) {
-    const Line& line = lines[i];
-    json << (i == 0 ? "[" : ",\n ") << "{\"model\": \"" << std::filesystem::path(words[0]).filename().string()
-         << "\", \"name\": \"" << line.name << "\", \"context\": " << context << ", \"tokens\": " << count
-         << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse << ", \"kl\": " << line.kl
-         << ", \"same_choice\": " << line.same_choice << ", \"bytes\": " << line.bytes
-         << ", \"ms\": " << line.milliseconds << ", \"p99_ms\": " << line.p99 << "}";
-  }
-  json << "]\n";
+  json.write([&](std::ostream& stream) {
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      const Line& line = lines[i];
+      stream << (i == 0 ? "[" : ",\n ") << "{\"model\": \"" << std::filesystem::path(words[0]).filename().string()
+             << "\", \"name\": \"" << line.name << "\", \"context\": " << context << ", \"tokens\": " << count
+             << ", \"nmse\": " << line.nmse << ", \"worst_nmse\": " << line.worst_nmse << ", \"kl\": " << line.kl
+             << ", \"same_choice\": " << line.same_choice << ", \"bytes\": " << line.bytes
+             << ", \"ms\": " << line.milliseconds << ", \"p99_ms\": " << line.p99 << "}";
+    }
+    stream << "]\n";
+  });
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <limits>
 #include <numeric>
 
+#include "../../output_file.hpp"
 #include "arguments.hpp"
 #include "progress.hpp"
 #include "reading.hpp"
@@ -73,34 +74,34 @@ void print(const Line& line) {
   std::fflush(stdout);
 }
 
-void write(const std::string& path, const std::string& model, const std::vector<Line>& lines) {
-  std::ofstream json(path);
-  const char* separator = "[";
-  for (const Line& line : lines) {
-    const auto value = [&](const char* before, double x) {  // JSON has no word for what is not finite
-      json << before;
-      std::isfinite(x) ? json << x : json << "null";
-    };
-    const auto field = [&](const std::string& name, double x) { value((", \"" + name + "\": ").c_str(), x); };
-    json << separator << "{\"model\": \"" << model << "\", \"text\": \"" << line.text
-         << "\", \"context\": " << line.context << ", \"policy\": \"" << line.policy << '"';
-    field("perplexity", line.perplexity);
-    field("full_perplexity", line.full_perplexity);
-    field("kl_mean", line.kl_mean);
-    field("kl_median", line.kl_median);
-    field("kl_p95", line.kl_p95);
-    field("kl_worst", line.kl_worst);
-    for (std::size_t q = 0; q < 4; ++q) value(q == 0 ? ", \"kl_quarters\": [" : ", ", line.kl_quarters[q]);
-    json << ']';
-    field("rows", line.rows);
-    field("bytes_share", line.bytes_share);
-    field("ms", line.ms);
-    field("full_ms", line.full_ms);
-    json << '}';
-    separator = ",\n ";
-  }
-  json << "]\n";
-  if (!json) throw std::runtime_error(path + " could not be written");
+void write(const examples::OutputFile& file, const std::string& model, const std::vector<Line>& lines) {
+  file.write([&](std::ostream& json) {
+    const char* separator = "[";
+    for (const Line& line : lines) {
+      const auto value = [&](const char* before, double x) {  // JSON has no word for what is not finite
+        json << before;
+        std::isfinite(x) ? json << x : json << "null";
+      };
+      const auto field = [&](const std::string& name, double x) { value((", \"" + name + "\": ").c_str(), x); };
+      json << separator << "{\"model\": \"" << model << "\", \"text\": \"" << line.text
+           << "\", \"context\": " << line.context << ", \"policy\": \"" << line.policy << '"';
+      field("perplexity", line.perplexity);
+      field("full_perplexity", line.full_perplexity);
+      field("kl_mean", line.kl_mean);
+      field("kl_median", line.kl_median);
+      field("kl_p95", line.kl_p95);
+      field("kl_worst", line.kl_worst);
+      for (std::size_t q = 0; q < 4; ++q) value(q == 0 ? ", \"kl_quarters\": [" : ", ", line.kl_quarters[q]);
+      json << ']';
+      field("rows", line.rows);
+      field("bytes_share", line.bytes_share);
+      field("ms", line.ms);
+      field("full_ms", line.full_ms);
+      json << '}';
+      separator = ",\n ";
+    }
+    json << "]\n";
+  });
 }
 
 void run(const Words& words, Options& options) {
@@ -111,6 +112,7 @@ void run(const Words& words, Options& options) {
   std::sort(contexts.begin(), contexts.end());
   const int count = number("--tokens", options["--tokens"], 4), longest = contexts.back() + count + 1;
   const Words policies = split(options["--policies"]);
+  const examples::OutputFile json(options["--json"]);
   const Model model = load_model(words[0]);
   Plugin plugin(words[1]);
   plugin.turn(true);
@@ -163,7 +165,7 @@ void run(const Words& words, Options& options) {
         lines.push_back(line);
         progress.clear();
         print(line);
-        if (!options["--json"].empty()) write(options["--json"], name, lines);
+        write(json, name, lines);
       }
     }
   }

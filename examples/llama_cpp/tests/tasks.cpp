@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <numeric>
 
+#include "../../output_file.hpp"
 #include "arguments.hpp"
 #include "progress.hpp"
 #include "reading.hpp"
@@ -137,25 +138,26 @@ void print(const Scores& scores, const Words& policies, const std::map<std::stri
   }
 }
 
-void write(const std::string& path, const std::string& model, const Scores& scores,
+void write(const examples::OutputFile& file, const std::string& model, const Scores& scores,
            const std::map<std::string, int>& samples) {
-  std::ofstream json(path);
-  const char* separator = "[";
-  for (const auto& [task, of] : scores) {
-    for (const auto& [policy, sum] : of) {
-      json << separator << "{\"model\": \"" << model << "\", \"task\": \"" << task << "\", \"policy\": \"" << policy
-           << "\", \"samples\": " << samples.at(task) << ", \"score\": " << sum / samples.at(task)
-           << ", \"full_score\": " << of.at("full") / samples.at(task) << "}";
-      separator = ",\n ";
+  file.write([&](std::ostream& json) {
+    const char* separator = "[";
+    for (const auto& [task, of] : scores) {
+      for (const auto& [policy, sum] : of) {
+        json << separator << "{\"model\": \"" << model << "\", \"task\": \"" << task << "\", \"policy\": \"" << policy
+             << "\", \"samples\": " << samples.at(task) << ", \"score\": " << sum / samples.at(task)
+             << ", \"full_score\": " << of.at("full") / samples.at(task) << "}";
+        separator = ",\n ";
+      }
     }
-  }
-  json << "]\n";
-  if (!json) throw std::runtime_error(path + " could not be written");
+    json << "]\n";
+  });
 }
 
 void run(const Words& words, Options& options) {
   const int threads = number("--threads", options["--threads"], 1);
   const std::vector<Task> tasks = read_tasks(words[2]);
+  const examples::OutputFile json(options["--json"]);
   const Model model = load_model(words[0]);
   Plugin plugin(words[1]);
   plugin.turn(true);
@@ -196,8 +198,7 @@ void run(const Words& words, Options& options) {
   }
   progress.clear();
   print(scores, policies, samples);
-  if (!options["--json"].empty())
-    write(options["--json"], std::filesystem::path(words[0]).filename().string(), scores, samples);
+  write(json, std::filesystem::path(words[0]).filename().string(), scores, samples);
 }
 
 }  // namespace
