@@ -16,10 +16,10 @@ const std::string type_name{recycled::type_name<T>};
 /// What --only is matched against.
 template <class T>
 std::string id(const Case& c) {
-  return type_name<T> + "/dim:" + std::to_string(c.shape.head_dim) +
-         "/kv_heads:" + std::to_string(c.shape.kv_heads) + "/group:" + std::to_string(c.shape.group()) +
-         "/L:" + std::to_string(c.length) + "/K:" + std::to_string(c.capacity) +
-         "/threads:" + std::to_string(c.threads) + (c.position_major ? "/position_major" : "/head_major");
+  return type_name<T> + "/dim:" + std::to_string(c.shape.head_dim) + "/kv_heads:" + std::to_string(c.shape.kv_heads) +
+         "/group:" + std::to_string(c.shape.group()) + "/L:" + std::to_string(c.length) +
+         "/K:" + std::to_string(c.capacity) + "/threads:" + std::to_string(c.threads) +
+         (c.position_major ? "/position_major" : "/head_major");
 }
 
 struct Options {
