@@ -113,6 +113,18 @@ TYPED_TEST(KvCacheOf, AStagedRowThatIsNotCommittedIsReplacedByTheNext) {
   this->expect_rows(cache, this->keys, this->values);
 }
 
+TYPED_TEST(KvCacheOf, WhatWasMovedFromIsEmptyAndBeginsAnew) {
+  KvCache<TypeParam> cache(this->shape, 10);
+  this->append(cache, 20);
+  const KvCache<TypeParam> moved = std::move(cache);
+  this->expect_rows(moved, this->keys, this->values);
+  EXPECT_EQ(cache.length(), 0);  // NOLINT(bugprone-use-after-move)
+  this->truncate(cache, 0);
+  this->append(cache, 1);
+  this->append(cache, 2);
+  this->expect_rows(cache, this->keys, this->values);
+}
+
 TYPED_TEST(KvCacheOf, ACopySharesNothing) {
   KvCache<TypeParam> cache(this->shape, 10);
   this->append(cache, 20);

@@ -103,6 +103,24 @@ TEST_P(RefreshLife, RollsBack) {
   }
 }
 
+/// It need not be made again: of what the state holds little more is gone than the set's evicted rows.
+TEST_P(RefreshLife, RollingBackKeepsTheSketchOfWhatIsLeft) {
+  Decoder<half, FixedStride> decoder({1, shape}, options, {.stride = 4});
+  const auto size = [&] {
+    std::ostringstream state;
+    decoder.save(state);
+    return state.str().size();
+  };
+  reference::Tokens tokens(shape, 15);
+  reference::prefill(decoder, tokens.next(320));
+  reference::decode(decoder, tokens.next(1));
+  const std::size_t before = size();
+  reference::decode(decoder, tokens.next(9));
+  decoder.rollback(9);
+  EXPECT_GT(size(), before - before / 20);
+  EXPECT_LE(size(), before);
+}
+
 TEST_P(RefreshLife, ForksGoTheirOwnWays) {
   Decoder<half, SelfCalibrating> decoder({1, shape}, options);
   reference::Tokens tokens(shape, 11);
