@@ -39,6 +39,7 @@ EQUAL_FLIPS = [
     ("kernels/code_logits", r"sum_ < 1 \?", "< -> <=", "the same"),
     ("kernels/select", r"j \+ Isa::width <= length", "<= -> <", "the last ones go one by one, with the same bits"),
     ("sketch/key_sketch", r"std::accumulate\(row", "0 -> 1", "the same for all positions: softmax does not see it"),
+    ("kernels/top_k", r"8 \* samples", "8 -> 9|>= -> >", "from where on a sample pays"),
     ("kernels/score_tile", r"score_rows<Isa, tile\(\), ", "true -> false|false -> true", "what is fetched"),
     ("kernels/score_tile", r"block_max > max", "> -> >=", "the same"),
     ("selection/", r"\.size\(\)\) > length", "> -> >=", "equal ones change nothing"),
