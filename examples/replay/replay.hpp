@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <functional>
 #include <recycled/recycled.hpp>
@@ -84,26 +83,6 @@ class Replay {
     recycled::Array<T> result(size / recycled::values_per_element<T>);
     recycled::encode(rows.data(), size, result.data());
     return result;
-  }
-  /// What is infinite once it is stored would make every output NaN, or wrong.
-  template <recycled::Scalar S>
-  static void check_held(const std::vector<float>& rows, std::string_view name) {
-    constexpr index_t some = recycled::values_per_element<S>;
-    const auto size = static_cast<index_t>(rows.size());
-    std::array<S, 1> element;
-    std::array<float, some> held;
-    for (index_t i = 0; i < size; i += some) {
-      const float* const given = rows.data() + i;
-      recycled::encode(given, some, element.data());
-      recycled::decode(element.data(), some, held.data());
-      if (std::all_of(held.begin(), held.end(), [](float x) { return std::isfinite(x); })) continue;
-      const float* const largest =
-          std::max_element(given, given + some, [](float a, float b) { return std::abs(a) < std::abs(b); });
-      std::ostringstream message;
-      message << name << ": value " << largest - rows.data() << " = " << *largest << ", expected what "
-              << recycled::type_name<S> << " holds (bf16 and f32 hold more)";
-      throw std::invalid_argument(message.str());
-    }
   }
   recycled::KvView<T> view(index_t length) const {
     return recycled::KvView<T>::position_major(keys_.data(), values_.data(), trace_.shape, length);

@@ -1,6 +1,8 @@
 // A trace: queries, keys and values of one layer of a real model while it read a text.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <iomanip>
@@ -69,6 +71,28 @@ inline Trace load_trace(const std::string& folder, index_t layer) {
           std::move(queries.values),
           std::move(keys.values),
           std::move(values.values)};
+}
+
+/// Throws std::invalid_argument for a value that is infinite once it is stored as an S: it would make every output NaN,
+/// or wrong.
+template <recycled::Scalar S>
+void check_held(const std::vector<float>& rows, std::string_view name) {
+  constexpr index_t some = recycled::values_per_element<S>;
+  const auto size = static_cast<index_t>(rows.size());
+  std::array<S, 1> element;
+  std::array<float, some> held;
+  for (index_t i = 0; i < size; i += some) {
+    const float* const given = rows.data() + i;
+    recycled::encode(given, some, element.data());
+    recycled::decode(element.data(), some, held.data());
+    if (std::all_of(held.begin(), held.end(), [](float x) { return std::isfinite(x); })) continue;
+    const float* const largest =
+        std::max_element(given, given + some, [](float a, float b) { return std::abs(a) < std::abs(b); });
+    std::ostringstream message;
+    message << name << ": value " << largest - rows.data() << " = " << *largest << ", expected what "
+            << recycled::type_name<S> << " holds (bf16 and f32 hold more)";
+    throw std::invalid_argument(message.str());
+  }
 }
 
 }  // namespace replay
