@@ -79,7 +79,7 @@ class Replay {
   static recycled::Array<T> stored(const std::vector<float>& rows, std::string_view name) {
     const auto size = static_cast<index_t>(rows.size());
     check_held<T>(rows, name);
-    check_held<R>(rows, name);
+    if constexpr (!std::same_as<T, R>) check_held<R>(rows, name);
     recycled::Array<T> result(size / recycled::values_per_element<T>);
     recycled::encode(rows.data(), size, result.data());
     return result;

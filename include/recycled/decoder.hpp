@@ -68,8 +68,8 @@ class Decoder {
   void prefill(index_t layer, std::span<const float> queries, std::span<const float> keys,
                std::span<const float> values, std::span<float> out, E&& executor = {},
                std::span<const float> compared = {}) {
-    const index_t tokens = detail::token_count(queries, shape_of(layer));
-    grow(layer, tokens, keys, values,
+    Both& both = layers_[checked(layer)];
+    grow(both, detail::token_count(queries, both.attention.shape()), keys, values,
          [&](Layer& attention, const KvView<T>& kv) { attention.prefill(queries, kv, out, executor, compared); });
   }
 
@@ -78,8 +78,9 @@ class Decoder {
   template <Executor E = Serial>
   void step(index_t layer, std::span<const float> query, std::span<const float> key, std::span<const float> value,
             std::span<float> out, E&& executor = {}, std::span<const float> compared = {}) {
-    detail::require_size(query.size(), shape_of(layer).query_size(), "query.size()", "query_heads * head_dim");
-    grow(layer, 1, key, value,
+    Both& both = layers_[checked(layer)];
+    detail::require_size(query.size(), both.attention.shape().query_size(), "query.size()", "query_heads * head_dim");
+    grow(both, 1, key, value,
          [&](Layer& attention, const KvView<T>& kv) { attention.step(query, kv, out, executor, compared); });
   }
 
@@ -201,8 +202,6 @@ class Decoder {
     return static_cast<std::size_t>(layer);
   }
 
-  const Shape& shape_of(index_t layer) const { return layers_[checked(layer)].attention.shape(); }
-
   std::size_t checked_to_choose(index_t layer) const {
     const std::size_t i = checked(layer);
     detail::require(layers_[i].cache.length() >= 1, "the layer's length", 0, "at least 1, positions to choose from");
@@ -211,9 +210,8 @@ class Decoder {
 
   /// Lets `attend` see the tokens' rows behind the cache's; if it fails, they never were part of it.
   template <class F>
-  void grow(index_t layer, index_t tokens, std::span<const float> keys, std::span<const float> values,
-            const F& attend) {
-    Both& both = layers_[checked(layer)];
+  static void grow(Both& both, index_t tokens, std::span<const float> keys, std::span<const float> values,
+                   const F& attend) {
     const Shape& shape = both.attention.shape();
     const auto check = [&](std::span<const float> given, index_t dim, std::string_view name) {
       const index_t expected = detail::checked_product(tokens * shape.kv_heads, dim, name);

@@ -82,8 +82,8 @@ class Case {
   void step(index_t length, Kinds& compared) {
     const KvView<T> view = cache_.view(length);
     // What a step chooses ahead of itself, behind a prompt, only prepare() shows: to the layer, or to a copy of it.
-    const std::unique_ptr<reference::AnyLayer<T>> copy = layer_->copy();
-    reference::AnyLayer<T>& prepared = random_.between(0, 1) == 0 ? *layer_ : *copy;
+    const auto copy = random_.between(0, 1) == 0 ? nullptr : layer_->copy();
+    reference::AnyLayer<T>& prepared = copy ? *copy : *layer_;
     prepared.prepare(view, pool_);
     std::vector<std::vector<index_t>> held;
     for (index_t g = 0; g < shape_.kv_heads; ++g) held.push_back(prepared.recycled_positions(g));
