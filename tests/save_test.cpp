@@ -74,6 +74,7 @@ void expect_same_continuation(const std::function<Decoder()>& make) {
   reference::decode(original, tokens.next(300));
   check("in a long answer");
   original.clear();
+  EXPECT_TRUE(saved(original) == saved(make())) << "what was cleared is as newly made";
   check("cleared");
 }
 

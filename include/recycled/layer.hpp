@@ -158,7 +158,7 @@ class LayerAttention {
     prompt_.clear();
   }
   /// The same by `scores` [kv_heads, kv.length]: the capacity highest of every KV head, of equals the lower position;
-  /// NaN ranks lowest, and the new token is read whatever its score.
+  /// NaN is -infinity, and the new token is read whatever its score.
   template <Executor E = Serial>
   void choose_by_scores(std::span<const float> scores, const KvView<T>& kv,
                         E&& executor = {}) requires(detail::recycles<Policy>) {
@@ -194,8 +194,9 @@ class LayerAttention {
   /// As newly made, with the memory kept.
   void clear() {
     pace_.clear();
-    attention_.sets().clear(initial_selection_);
+    attention_.clear(initial_selection_);
     prompt_.clear();
+    prompt_compared_ = false;
     std::fill(statistics_.heads.begin(), statistics_.heads.end(), HeadStatistics{});
     length_ = 0;
     seen_ = {};

@@ -48,6 +48,10 @@ class TokenAttention {
     for (Head& head : heads_) io.count(head.kind, 0, static_cast<index_t>(StepKind::sketched), "kind of a step");
     sets_.transfer(io, length);
   }
+  void clear(const Keep& selection) {
+    std::fill(heads_.begin(), heads_.end(), Head{});
+    sets_.clear(selection);
+  }
   Array<Head>& heads() noexcept { return heads_; }
   const Array<Head>& heads() const noexcept { return heads_; }
   HeadSets<T, Keep, R>& sets() noexcept { return sets_; }

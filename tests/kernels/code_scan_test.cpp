@@ -102,8 +102,9 @@ void expect_exact(const Case& c, bool extreme, float soft_cap = 0) {
     }
     ASSERT_NEAR(static_cast<double>(lse[static_cast<std::size_t>(r)]), static_cast<double>(std::log(total)),
                 0.05 + steps_off * static_cast<double>(unit));
-    ASSERT_NEAR(static_cast<double>(rows.peaks[static_cast<std::size_t>(r)]), top,
-                steps_off * static_cast<double>(unit));
+    ASSERT_NEAR(static_cast<double>(rows.anchors[static_cast<std::size_t>(r)]) +
+                    static_cast<double>(rows.peaks[static_cast<std::size_t>(r)]),
+                top, steps_off * static_cast<double>(unit));
     const std::int16_t* const behind = steps.data() + r * stride + c.positions + kernels::code_block;
     ASSERT_TRUE(std::all_of(behind, behind + 5, [](std::int16_t step) { return step == -77; }));
   }
@@ -205,10 +206,10 @@ TYPED_TEST(CodeScan, WeightsAndMassesAreThoseOfTheLogits) {
         for (index_t j = begin; j < end; ++j) top = std::max(top, logit(r, j));
       }
       const float anchor = anchors[static_cast<std::size_t>(r)];
-      peaks.push_back(anchor + sum.largest());
+      peaks.push_back(sum.largest());
       lse.push_back(anchor + sum.value());
       EXPECT_NEAR(static_cast<double>(lse.back()), std::log(all), 0.05);
-      EXPECT_NEAR(static_cast<double>(peaks.back()), top, 1e-4);
+      EXPECT_NEAR(static_cast<double>(anchor + peaks.back()), top, 1e-4);
     }
     const kernels::CodeLogits<TypeParam> logits{steps.data(), stride, unit, anchors.data(), peaks.data()};
     const auto found = kernels::CodeWeights::of(logits, lse, positions, weights.data());
@@ -237,12 +238,29 @@ TYPED_TEST(CodeScan, WeightsThatAreFarBelowTheLargestAreTheLowest) {
   steps[3] = 32000;           // the first row lies far above the second,
   steps[count + 5] = -31000;  // whose largest is below everything else
   const std::vector<float> anchors{1000, -1000}, lse{1016, -1014};
-  std::vector<float> peaks{1000 + 32000 * kernels::finest_unit, -1000 - 31000 * kernels::finest_unit};
+  std::vector<float> peaks{32000 * kernels::finest_unit, -31000 * kernels::finest_unit};
   const kernels::CodeLogits<TypeParam> logits{steps.data(), count, kernels::finest_unit, anchors.data(), peaks.data()};
   const auto found = kernels::CodeWeights::of(logits, lse, count, weights.data());
   EXPECT_NEAR(found.at(3), -0.375F, 1e-3F);
   EXPECT_NEAR(found.at(5), 14 - 31000 * kernels::finest_unit, 1e-3F);
   EXPECT_NEAR(found.at(0), -1.625F, 1e-3F);
+}
+
+TYPED_TEST(CodeScan, ThereIsRoomToFavourTheLargestHoweverFarLogitsAreFromZero) {
+  constexpr index_t count = 64;
+  for (const float anchor : {0.0F, 1000.0F, -70000.0F, 200000.0F, 1e6F, -1e9F}) {
+    for (std::int16_t top = 100; top < 300; ++top) {
+      std::vector<std::int16_t> steps(count, 0), weights(count);
+      steps[7] = top;
+      kernels::CodeLogSumExp<TypeParam> sum(kernels::finest_unit);
+      sum.add(steps);
+      std::vector<float> peaks{sum.largest()}, lse{anchor + sum.value()};
+      const kernels::CodeLogits<TypeParam> logits{steps.data(), count, kernels::finest_unit, &anchor, peaks.data()};
+      const auto found = kernels::CodeWeights::of(logits, lse, count, weights.data());
+      EXPECT_LT(weights[7] + found.favour, kernels::CodeWeights::above_all) << anchor << ", " << top;
+      EXPECT_EQ(weights[7] - weights[8], top) << anchor;
+    }
+  }
 }
 
 /// What differs from the largest by no more than a few is summed up well, whatever a step is worth.

@@ -12,6 +12,7 @@ namespace {
 
 using namespace recycled;
 using reference::at, reference::Token;
+using Floats = std::vector<float>;
 
 constexpr Shape shape{6, 3, 16};
 constexpr index_t capacity = 10, stride = 4, prompt = 40, steps = 14, odd_head = 1;
@@ -68,7 +69,6 @@ class Twins {
     }
   }
 
-  using Floats = std::vector<float>;
   static bool remembers(const Keep& selection) {
     if constexpr (requires { selection.memory; }) return selection.memory > 0;
     return requires { selection.gathered; };
@@ -103,6 +103,29 @@ TEST(OddQueries, LeaveASlidingWindowAsItIs) { run(SlidingWindow{}); }
 TEST(OddQueries, LeaveSinksAndAWindowAsTheyAre) { run(StreamingLlm{}); }
 TEST(OddQueries, AreForgottenByTopK) { run(TopK{.pool = 1}); }
 TEST(OddQueries, LeaveTopKsMemoryNumbers) { run(TopK{.memory = 0.5F}); }
+/// With one query head for each KV head such a query says nothing of any position.
+TEST(OddQueries, LeaveWhatTopKRemembers) {
+  constexpr index_t dim = 4, length = 12;
+  constexpr Shape one{1, 1, dim};
+  const Floats along{1, 0, 0, 0}, across{0, 1, 0, 0};
+  Floats rows(at(length * dim), 0.0F);
+  for (index_t p = 0; p < 3; ++p) rows[at(p * dim)] = rows[at((p + 3) * dim + 1)] = 40;
+  const auto kv = [&](index_t to) { return KvView<float>::position_major(rows.data(), rows.data(), one, to); };
+  for (const float odd : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    const Floats spoilt(at(dim), odd);
+    for (const bool prompt : {false, true}) {
+      LayerAttention<float, FixedStride, TopK> layer(one, {.capacity = 3}, {1}, {.memory = 0.9F, .pool = 1});
+      Floats out(at(dim));
+      index_t to = 7;
+      layer.observe(prompt ? spoilt : along, to);
+      layer.step(along, kv(++to), out);
+      if (!prompt) layer.step(spoilt, kv(++to), out);
+      EXPECT_EQ(layer.recycled_positions(0).size(), 3U);
+      layer.step(across, kv(++to), out);
+      EXPECT_EQ(layer.recycled_positions(0), (std::vector<index_t>{0, 1, 2})) << odd << (prompt ? ", prompt" : "");
+    }
+  }
+}
 TEST(OddQueries, LeaveHeavyHittersNumbers) { run(HeavyHitters{.recent = 5, .observation_window = 3}); }
 TEST(OddQueries, LeaveKeyformerNumbers) { run(Keyformer{.recent = 3, .observation_window = 3}); }
 

@@ -168,6 +168,19 @@ TEST(KeySketch, LooksForNewAxesOnceItHasSeenWhatQueriesAreLike) {
   EXPECT_FALSE(sketch.aged(0, 64));
 }
 
+TEST(KeySketch, LooksOnceMoreAfterStepsThatAreNotTheSameForAllHeads) {
+  const Keys<float> keys({4, 2, 32}, 64);
+  KeySketch<float> first(keys.shape, 16), last(keys.shape, 16, 15);
+  Serial serial;
+  for (auto* one : {&first, &last}) renew(*one, keys.view(64), keys.shape, serial);
+  for (index_t step = 1; step <= 312; ++step) {
+    for (auto* one : {&first, &last})
+      one->seen().add_step(std::span(keys.queries).first(reference::at(keys.shape.query_size())), 1000 + step);
+    EXPECT_EQ(first.aged(0, 64), step >= 64) << step;
+    EXPECT_EQ(last.aged(1, 64), step >= 312) << step;
+  }
+}
+
 TEST(KeySketch, ReadsScatteredRows) {
   const Keys<half> keys({4, 2, 48}, 300);
   std::vector<std::int32_t> table;

@@ -28,7 +28,7 @@ struct CodeLogits {
   index_t stride = 0;
   float unit = 0;
   const float* anchors = nullptr;
-  float* peaks = nullptr;  ///< the largest logit of each row
+  float* peaks = nullptr;  ///< the largest logit of each row, relative to its anchor
 
   std::int16_t* row(index_t r) const { return first + r * stride; }
   float at(index_t r, index_t j) const { return unit * static_cast<float>(row(r)[j]) + anchors[r]; }
@@ -128,12 +128,13 @@ struct CodeWeights {
   /// There has to be room.
   void add(index_t j, int steps) const { first[j] = static_cast<std::int16_t>(first[j] + steps); }
 
-  /// Of `length` positions, to `to`; `lse` are numbers.
+  /// Of `length` positions, to `to`; `lse` are numbers. Relative to the anchors, because these may be so large that a
+  /// float beside them is good to no more than many steps, for which there would be no room.
   template <class Isa>
   static CodeWeights of(const CodeLogits<Isa>& logits, std::span<const float> lse, index_t length, std::int16_t* to) {
     const auto rows = static_cast<index_t>(lse.size());
-    float top = logits.peaks[0] - lse.front();
-    for (index_t r = 1; r < rows; ++r) top = std::max(top, logits.peaks[r] - lse.data()[r]);
+    float top = -std::numeric_limits<float>::infinity();
+    for (index_t r = 0; r < rows; ++r) top = std::max(top, logits.peaks[r] - (lse.data()[r] - logits.anchors[r]));
     const float unit = logits.unit;
     const auto favour = static_cast<std::int16_t>(std::lrint(std::numbers::ln2_v<float> / unit));
     constexpr index_t stretch = 2048;  // of the result, which stays in the first-level cache
@@ -142,7 +143,7 @@ struct CodeWeights {
       const index_t end = std::min(begin + stretch, length);
       for (index_t r = 0; r < rows; ++r) {
         // In two halves: what is to be added may be more than a lane can hold.
-        const float shift = (logits.anchors[r] - lse.data()[r] - top) / unit + highest;
+        const float shift = highest - ((lse.data()[r] - logits.anchors[r]) + top) / unit;
         const long whole = std::lrint(std::clamp(shift, -65000.0F, 65000.0F));
         const auto half = Isa::broadcast_sums16(static_cast<std::int16_t>(whole / 2));
         const auto rest = Isa::broadcast_sums16(static_cast<std::int16_t>(whole - whole / 2));

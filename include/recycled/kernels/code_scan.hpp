@@ -180,7 +180,7 @@ void scan_codes(const std::uint8_t* codes, index_t positions, index_t coordinate
     }
     for (index_t i = 0; i < tile(); ++i) {
       lse.data()[r + i] = to.anchors[r + i] + sums[i].value();
-      to.peaks[r + i] = to.anchors[r + i] + sums[i].largest();
+      to.peaks[r + i] = sums[i].largest();
     }
   });
 }

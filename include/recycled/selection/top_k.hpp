@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "recycled/kernels/select.hpp"
@@ -23,8 +24,13 @@ struct TopK {
 
   void rank(const Scores& measured, std::span<float> ranks) {
     if (memory == 0) return kernels::max_pool(measured.log_weights, pool, ranks);
-    const bool first = measured.of_prompt || scores.empty();
-    if (first) scores.clear();
+    if (measured.of_prompt) scores.clear();
+    // A query that is no number says nothing of any position, and what is remembered stays as it is.
+    const auto says_nothing = [](float weight) { return weight == -std::numeric_limits<float>::infinity(); };
+    if (std::all_of(measured.log_weights.begin(), measured.log_weights.end(), says_nothing)) {
+      return kernels::max_pool(measured.log_weights, pool, ranks);
+    }
+    const bool first = scores.empty();
     scores.resize(ranks.size(), 0.0F);  // a token that joined since has been nothing yet
     kernels::remember(measured.log_weights, first ? 1 : 1 - memory, scores);
     kernels::max_pool(std::span<const float>(scores), pool, ranks);

@@ -334,7 +334,7 @@ class KeySketch {
   Array<std::int8_t> weights_;  // [query_heads, code_weight_bytes]
   Array<float> scales_;         // [query_heads]: a logit to a sum,
   Array<float> anchors_;        // and what kernels::CodeRows wants to note of it
-  Array<float> peaks_;          // the largest logit of each
+  Array<float> peaks_;          // the largest logit of each, relative to its anchor
   Array<std::int16_t> factors_;
   SeenQueries seen_;
   std::vector<Head> heads_;
