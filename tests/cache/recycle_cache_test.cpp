@@ -159,6 +159,19 @@ TYPED_TEST(RecycleCacheOf, AnEntryKeepsItsSlotUntilItLeaves) {
   }
 }
 
+TYPED_TEST(RecycleCacheOf, AnyPositionMayStayWhereASetBecomesSmaller) {
+  for (index_t stays = 0; stays < 4; ++stays) {
+    RecycleCache<TypeParam> cache(shape, 4);
+    std::vector<index_t> others{0, 1, 2, 3};
+    others.erase(others.begin() + stays);
+    const std::vector<float> ranks(4, 1.0F);
+    cache.rebuild(0, this->bits(others), 3, by(ranks), this->host.view(4), 3);
+    cache.rebuild(0, this->bits({0, 1, 2, 3}), 4, by(ranks), this->host.view(4), 3);
+    cache.rebuild(0, this->bits({stays}), 1, by(ranks), this->host.view(4), 3);
+    this->expect_slots(cache, 0, Model{{{stays, 1.0F}}});
+  }
+}
+
 TYPED_TEST(RecycleCacheOf, ARankThatIsNoNumberLeavesFirst) {
   RecycleCache<TypeParam> cache(shape, 3);
   const std::vector<float> ranks{1, 2, std::numeric_limits<float>::quiet_NaN(), 4};

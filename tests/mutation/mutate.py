@@ -6,15 +6,15 @@ usage: mutate.py ROOT WORK [--count N] [--seed S] [--jobs N] [--only PATTERN] [-
 
 A mutant is caught if a test of its file (TESTS), or one of LAST, fails, crashes or runs for ten times as long as it
 should, or one of its file's does under AddressSanitizer (ThreadSanitizer, of executors), and is no mutant if it does
-not compile. The same seed chooses the same mutants of the same sources, of those whose "file:line:" fits the patterns.
-Survivors are listed, and below nine in ten caught the exit status is 1.
+not compile. Of those whose "file:line:" fits the patterns a seed chooses the same mutants as long as their lines are the
+same, whatever changes beside them. Survivors are listed, and below nine in ten caught the exit status is 1.
 """
 
 import argparse
+import hashlib
 import os
 import pathlib
 import platform
-import random
 import re
 import shutil
 import subprocess
@@ -58,6 +58,11 @@ def equal(name, line, flip):
     """Whether it is known to change nothing."""
     return any(re.search(files, name) and re.search(rule, line) and re.fullmatch(flips, flip)
                for files, rule, flips, _ in EQUAL_FLIPS)  # fmt: skip
+
+
+def in_turn(seed, name, line, mutant):
+    """What mutants are sorted by: nothing else decides which ones a seed tries."""
+    return hashlib.sha256(repr((seed, name, line.strip(), *mutant[1:])).encode()).digest()
 
 
 def mutants_of(root, name):
@@ -178,11 +183,12 @@ def main():
 
     include = root / "include/recycled"
     names = sorted(str(path.relative_to(include)) for pattern in FILES for path in include.glob(pattern))
+    text = {name: (include / name).read_text().splitlines() for name in names}
     places = [(name, mutant) for name in names for mutant in mutants_of(root, name)]
     lines = {place: f"{place[0]}:{place[1][0] + 1}:" for place in places}
     places = [place for place in places
               if re.search(options.only, lines[place]) and not re.search(options.but, lines[place])]  # fmt: skip
-    chosen = random.Random(options.seed).sample(places, len(places))
+    chosen = sorted(places, key=lambda place: in_turn(options.seed, place[0], text[place[0]][place[1][0]], place[1]))
     if options.list:
         for name, (number, _, before, after) in places:
             print(f"{name}:{number + 1}: {before.strip()} -> {after.strip()}")
@@ -196,7 +202,7 @@ def main():
             counts[verdict] += 1
             print(f"{verdict:9} {what} {by and '(' + by + ')'}", flush=True)
             if verdict == "survived":
-                survivors.append(f"{what}    {(include / name).read_text().splitlines()[number].strip()}")
+                survivors.append(f"{what}    {text[name][number].strip()}")
             if counts["caught"] + counts["survived"] >= options.count:
                 break
 
