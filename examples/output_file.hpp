@@ -1,7 +1,8 @@
-// A file that a program leaves its results in.
+// A file that a program leaves its results in, and numbers in it.
 #pragma once
 
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
@@ -34,5 +35,13 @@ class OutputFile {
 
   std::string name_;
 };
+
+/// A number in JSON, which has no word for what is not finite: that becomes null.
+struct JsonNumber {
+  double value;
+};
+inline std::ostream& operator<<(std::ostream& stream, JsonNumber number) {
+  return std::isfinite(number.value) ? stream << number.value : stream << "null";
+}
 
 }  // namespace examples

@@ -1,11 +1,11 @@
 // The results of a replay as a table to read, as JSON, and as one line a step for the picture.
 #pragma once
 
-#include <cmath>
 #include <iomanip>
 #include <ostream>
 #include <span>
 
+#include "../output_file.hpp"
 #include "results.hpp"
 
 namespace replay {
@@ -35,14 +35,13 @@ inline void print_table(std::ostream& stream, const std::vector<Result>& results
   }
 }
 
-/// An array of one object a result. JSON has no word for infinity: what is not finite is null.
+/// An array of one object a result. What is not finite is null.
 inline void write_json(std::ostream& stream, std::span<const Result> results) {
   stream << '[' << std::setprecision(9) << std::defaultfloat;
   std::string_view separator = "\n";
   for (const Result& result : results) {
     const auto field = [&](std::string_view name, double value) {
-      stream << ", \"" << name << "\": ";
-      std::isfinite(value) ? stream << value : stream << "null";
+      stream << ", \"" << name << "\": " << examples::JsonNumber{value};
     };
     stream << separator << "  {\"policy\": \"" << result.policy << "\", \"full_steps\": " << result.full_steps
            << ", \"sketched_steps\": " << result.sketched_steps << ", \"rows\": " << result.rows;

@@ -5,6 +5,7 @@
 //                [--threads N] [--json FILE]
 // A policy is a schedule of the plugin, and may have a capacity of its own behind an @.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <limits>
@@ -78,11 +79,9 @@ void write(const examples::OutputFile& file, const std::string& model, const std
   file.write([&](std::ostream& json) {
     const char* separator = "[";
     for (const Line& line : lines) {
-      const auto value = [&](const char* before, double x) {  // JSON has no word for what is not finite
-        json << before;
-        std::isfinite(x) ? json << x : json << "null";
+      const auto field = [&](const char* name, double x) {
+        json << ", \"" << name << "\": " << examples::JsonNumber{x};
       };
-      const auto field = [&](const std::string& name, double x) { value((", \"" + name + "\": ").c_str(), x); };
       json << separator << "{\"model\": \"" << model << "\", \"text\": \"" << line.text
            << "\", \"context\": " << line.context << ", \"policy\": \"" << line.policy << '"';
       field("perplexity", line.perplexity);
@@ -91,7 +90,8 @@ void write(const examples::OutputFile& file, const std::string& model, const std
       field("kl_median", line.kl_median);
       field("kl_p95", line.kl_p95);
       field("kl_worst", line.kl_worst);
-      for (std::size_t q = 0; q < 4; ++q) value(q == 0 ? ", \"kl_quarters\": [" : ", ", line.kl_quarters[q]);
+      json << ", \"kl_quarters\": [";
+      for (std::size_t q = 0; q < 4; ++q) json << (q == 0 ? "" : ", ") << examples::JsonNumber{line.kl_quarters[q]};
       json << ']';
       field("rows", line.rows);
       field("bytes_share", line.bytes_share);
