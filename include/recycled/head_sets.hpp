@@ -23,7 +23,7 @@ class HeadSets {
   struct Head {
     bool must_refresh = true;  ///< there is no set, or something is missing from it: the next step has to be full
     index_t sketched = 0;      ///< refreshes by the sketch since the last full step
-    bool measured = false;     ///< the last refresh found an old set to compare with,
+    bool measured = false;     ///< the last refresh found an old set that left something out,
     float retained_mass = 1;   ///< and this is what it still held (Refresh::retained_mass)
     bool checked = false;      ///< the last full step asked the sketch, too,
     float sketched_mass = 1;   ///< and this is what its choice would have held
@@ -169,8 +169,10 @@ class HeadSets {
     all_must_refresh();
     truncate_selections(0);
   }
+  /// What selections remember counts no more: a prompt has come, and its queries will choose nothing.
+  void forget(const Keep& selection) { selections_.each.assign(selections_.each.size(), selection); }
   void clear(const Keep& selection) {
-    selections_.each.assign(selections_.each.size(), selection);
+    forget(selection);
     std::fill(heads_.begin(), heads_.end(), Head{});
     chosen_for_ = 0;
     cache_.clear();
@@ -246,11 +248,20 @@ class HeadSets {
                const Choose& choose) noexcept {
     Head& head = heads_[g];
     const bool sound = is_sound(lse);
-    head.measured = !head.must_refresh && sound;
+    head.measured = !head.must_refresh && sound && misses_any(g, Visible(options_, kv.length - 1));
     if (head.measured) scores.measure_old(g, by, lse, kv.length - 1, cache_);
     choose();
     head.must_refresh = !sound;
     if (head.measured) head.retained_mass = scores.retained_mass(g, by, lse, cache_);
+  }
+
+  /// Whether the set and the new token leave out anything that is visible. If not, the old set could only be perfect,
+  /// from which nothing is to be learnt.
+  bool misses_any(index_t g, const Visible& visible) noexcept {
+    if (cache_.size(g) + 1 < visible.size()) return true;
+    cache_.close_gap(g);
+    const std::span<const index_t> held = cache_.positions(g);
+    return std::count_if(held.begin(), held.end(), [&](index_t p) { return visible.contains(p); }) + 1 < visible.size();
   }
 
   /// How good is the sketch? At a full step the truth is there to compare with: of the attention mass on the positions

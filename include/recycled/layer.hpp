@@ -155,7 +155,7 @@ class LayerAttention {
     attention_.take(own, executor, [&](ScoreBoard& scores, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       scores.take_positions(g, positions.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
-    prompt_.clear();
+    if (prompt_.tokens() > 0) drop_from_prompt(prompt_.tokens());
   }
   /// The same by `scores` [kv_heads, kv.length]: the capacity highest of every KV head, of equals the lower position;
   /// NaN is -infinity, and the new token is read whatever its score.
@@ -170,7 +170,7 @@ class LayerAttention {
     attention_.take(own, executor, [&](ScoreBoard& board, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       board.take_scores(g, scores.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
-    prompt_.clear();
+    if (prompt_.tokens() > 0) drop_from_prompt(prompt_.tokens());
   }
 
   /// Takes back all positions from `length` on (speculative decoding). If one of them had chosen the set of a
@@ -179,8 +179,7 @@ class LayerAttention {
     detail::require_at_most(length, length_, "truncate: length");
     const index_t removed = length_ - length;
     if (removed == 0 && length > 0) return;
-    prompt_.drop(removed);
-    if (removed > 0 && prompt_.tokens() > 0) forget_last_prompt_token();
+    if (prompt_.tokens() > 0) drop_from_prompt(removed);
     attention_.sets().truncate(length);
     pace_.take_back(removed);
     length_ = length;
@@ -245,10 +244,10 @@ class LayerAttention {
   const Shape& shape() const noexcept { return shape_; }
   const LayerStatistics& statistics() const noexcept { return statistics_; }
   const Policy& schedule() const noexcept { return pace_.schedule(); }
-  /// The kind of the last step of a KV head.
+  /// The kind of the last step of a KV head, also if it failed.
   StepKind last_step(index_t kv_head) const { return attention_.heads()[checked_head(kv_head)].kind; }
-  /// The positions that a KV head holds for the next recycled step, ascending. Empty before prepare() or the first
-  /// step.
+  /// The positions that a KV head holds for the next recycled step, ascending: none before prepare() or the first step;
+  /// those of before, if the next step will be full and choose anew (after a further prompt, after a rollback).
   std::vector<index_t> recycled_positions(index_t kv_head) const {
     const index_t g = checked_head(kv_head);
     return recycles ? attention_.sets().cache().held(g) : std::vector<index_t>{};
@@ -328,7 +327,9 @@ class LayerAttention {
   }
   /// The prompt ends earlier: the token that is now its last counts as the full step. What the host gave for comparison
   /// is known of the removed one alone.
-  void forget_last_prompt_token() {
+  void drop_from_prompt(index_t tokens) {
+    prompt_.drop(tokens);
+    if (prompt_.tokens() == 0) return attention_.sets().forget(initial_selection_);
     if (prompt_compared_) return pace_.begin_anywhere();
     pace_.begin({prompt_.query(prompt_.tokens() - 1), static_cast<std::size_t>(shape_.query_size())});
   }

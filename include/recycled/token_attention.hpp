@@ -23,7 +23,8 @@ class TokenAttention {
     bool reads_host = true;       ///< the host's rows were read, not the recycle cache
     std::uint64_t rows_read = 0;  ///< by the last step
     std::uint64_t bytes_read = 0;
-    std::uint64_t bytes_full = 0;  ///< what a full step would have
+    std::uint64_t bytes_full = 0;     ///< what a full step would have
+    std::uint64_t bytes_scanned = 0;  ///< of those read, what of the sketch, or of the keys in its place
   };
 
   TokenAttention(const Shape& shape, const LayerOptions& options, const Keep& selection)
@@ -68,6 +69,7 @@ class TokenAttention {
     const auto attends_alone = [&](index_t g) {
       return heads_[g].kind == StepKind::sketched && sketched >= enough_heads;
     };
+    for (Head& head : heads_) head.bytes_scanned = 0;
     if (sketched > 0) {
       if (sets_.by_keys()) read_keys(kv, executor);
       executor(shape_.kv_heads, [&](index_t g) {
@@ -226,9 +228,12 @@ class TokenAttention {
   /// A new set by the sketch. A query that is no number takes the safe way.
   void look_at_sketch(index_t g, const KvView<T>& kv) noexcept {
     if (sets_.by_keys()) merge(g, nullptr);
+    heads_[g].bytes_scanned = sets_.sketch_bytes(kv.length);
     const bool sound = sets_.by_keys() ? sets_.refresh_by_keys(g, kv, lse_of(g), scores())
                                        : sets_.refresh_by_sketch(g, kv, queries(g), lse_of(g), scores());
-    if (!sound) heads_[g].kind = StepKind::full;
+    if (sound) return;
+    heads_[g].kind = StepKind::full;
+    if (!sets_.by_keys()) heads_[g].bytes_scanned = 0;  // of codes none were read
   }
 
   /// After a head's pieces: its output, then a new set, or the one entry that leaves.
@@ -242,8 +247,8 @@ class TokenAttention {
         head.bytes_read += sets_.refresh_by_step(g, kv, queries(g), lse_of(g), scores());
       } else {
         sets_[g].must_refresh = !Sets::is_sound(lse_of(g));
-        head.bytes_read += sets_.sketch_bytes(kv.length);
       }
+      head.bytes_read += head.bytes_scanned;
     }
   }
 

@@ -72,6 +72,7 @@ class Layer {
 
   void truncate(index_t length) {
     const index_t removed = this->length() - length;
+    const bool prompted = !prompt_.empty();
     for (index_t i = 0; i < removed && !prompt_.empty(); ++i) prompt_.pop_back();
     if (removed > 0 && !prompt_.empty()) remember(prompt_.back());
     step_ = std::max(step_ - removed, index_t{0});
@@ -79,7 +80,7 @@ class Layer {
       head.keys.resize(at(length));
       head.values.resize(at(length));
       head.scores.resize(std::min(head.scores.size(), at(length)));
-      head.remembered.resize(std::min(head.remembered.size(), at(length)));
+      head.remembered.resize(prompted && prompt_.empty() ? 0 : std::min(head.remembered.size(), at(length)));
       head.age = std::max(head.age - removed, index_t{0});
       const auto gone = [length](index_t p) { return p >= length; };
       if (length == 0 || std::any_of(head.evictors.begin(), head.evictors.end(), gone)) head.must_refresh = true;
@@ -207,7 +208,8 @@ class Layer {
     const std::vector<Attention> result = attend_group(g, query, seen);
     Positions old = head.held;
     old.push_back(length() - 1);
-    head.last.measured = !head.must_refresh;
+    const auto left_out = [&](index_t p) { return std::find(old.begin(), old.end(), p) == old.end(); };
+    head.last.measured = !head.must_refresh && std::any_of(seen.begin(), seen.end(), left_out);
     choose(head, scores_of(result, seen, length()));
     ++head.counts.full;
     head.counts.rows += seen.size();

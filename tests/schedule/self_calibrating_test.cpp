@@ -152,6 +152,30 @@ TEST(SelfCalibrating, ParametersThatMeanNothingAreErrors) {
   EXPECT_EQ(message({.longest = 0}), says("SelfCalibrating.longest", "0", "at least 1"));
 }
 
+/// Where a set has room for all that is visible it holds all of it, whatever the queries do.
+TEST(SelfCalibrating, LearnsNothingWhileASetLeavesNothingOut) {
+  const Shape shape{2, 1, 8};
+  constexpr index_t capacity = 20;
+  reference::Random random(3);
+  const std::vector<float> keys = random.row(index_t{60} * 8);
+  for (const index_t window : {0, 12}) {
+    LayerAttention<float, SelfCalibrating> layer(shape, {.capacity = capacity, .attention = {.window = window}},
+                                                 {.longest = 2});
+    std::vector<float> out(16);
+    const auto step = [&](index_t length) {
+      layer.step(random.row(16), KvView<float>::position_major(keys.data(), keys.data(), shape, length), out);
+      return layer.statistics().total();
+    };
+    HeadStatistics count;
+    for (index_t length = 1; length <= capacity; ++length) count = step(length);
+    EXPECT_GT(count.full_steps, 9U);
+    EXPECT_EQ(count.measured, 0U);
+    EXPECT_EQ(layer.schedule().thresholds, std::vector<float>{0.7F});
+    for (index_t length = capacity + 1; length <= 60; ++length) count = step(length);
+    EXPECT_EQ(count.measured > 0, window == 0) << "window " << window;
+  }
+}
+
 /// A refresh that measured a NaN measured nothing: neither the thresholds nor the statistics learn from it.
 TEST(SelfCalibrating, LearnsNothingFromAQueryThatIsNoNumber) {
   const Shape shape{2, 1, 8};

@@ -165,7 +165,8 @@ TEST(Baselines, ForgetWithTheContext) {
 }
 
 TEST(Baselines, BeginAnewWithEveryPrompt) {
-  const auto sets = [](auto keep, bool at_once) {
+  enum class Then { steps, rollback, choice };  // of what would have chosen, and by the host
+  const auto sets = [](auto keep, bool at_once, Then then) {
     const Shape shape{4, 2, 16};
     Decoder<float, NeverFull, decltype(keep)> decoder({1, shape}, {.capacity = 12}, {}, keep);
     reference::Tokens tokens(shape, 6);
@@ -175,6 +176,8 @@ TEST(Baselines, BeginAnewWithEveryPrompt) {
       reference::decode(decoder, {all.begin() + 50, all.begin() + 80});
     }
     reference::prefill(decoder, {all.begin() + (at_once ? 0 : 80), all.end()});
+    if (then == Then::rollback) decoder.rollback(keep.observation_window);
+    if (then == Then::choice) decoder.choose_positions(0, Positions{3, 50, 77, 100, 1, 60, 78, 110});
     std::vector<Positions> held;
     for (index_t i = 0; i < 20; ++i) {
       reference::decode(decoder, tokens.next(1));
@@ -182,8 +185,13 @@ TEST(Baselines, BeginAnewWithEveryPrompt) {
     }
     return held;
   };
-  EXPECT_EQ(sets(HeavyHitters{.recent = 6}, false), sets(HeavyHitters{.recent = 6}, true));
-  EXPECT_EQ(sets(Keyformer{.recent = 3, .tokens = 9}, false), sets(Keyformer{.recent = 3, .tokens = 9}, true));
+  const auto expect_same = [&](const auto& keep) {
+    for (const Then then : {Then::steps, Then::rollback, Then::choice})
+      EXPECT_EQ(sets(keep, false, then), sets(keep, true, then)) << static_cast<int>(then);
+  };
+  expect_same(HeavyHitters{.recent = 6});
+  expect_same(Keyformer{.recent = 3, .tokens = 9});
+  expect_same(TopK{.memory = 0.95F, .pool = 1});
 }
 
 TEST(Baselines, SayWhatTheyCannotBe) {

@@ -36,7 +36,8 @@ struct Refresh {
   index_t kv_head = 0;
   index_t kv_heads = 1;
   /// The measured staleness: attention mass that the old set (and the new token) still held, relative to what the new
-  /// set holds; the least over the group's query heads. 1: nothing had been lost; 0: everything had.
+  /// set holds; the least over the group's query heads. 1: nothing had been lost; 0: everything had. A refresh of a set
+  /// that left out nothing, because it has room for all that is visible, is not told.
   float retained_mass = 1;
 };
 
@@ -51,7 +52,7 @@ struct Cost {
 /// sketch a refresh is a sketched step most of the time, and counts as a full one for all that a schedule is told. One
 /// object serves a layer, on the thread that calls it; with `static constexpr bool per_head = true` it is asked about
 /// every KV head, else once about all of them. Optional members:
-///     void observe(const Refresh&)          after every full step of a head that replaced a set; must not throw
+///     void observe(const Refresh&)          after full steps that replaced a set of a head; must not throw
 ///     void spent(const Cost&)               after every step of the layer; must not throw
 ///     void reserve(index_t kv_heads)        once a layer is made: for how many heads it will be asked; may throw
 ///     void validate() const                 throws std::invalid_argument for parameters that mean nothing

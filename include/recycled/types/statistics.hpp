@@ -21,7 +21,7 @@ struct HeadStatistics {
   std::uint64_t bytes_read = 0;
   /// Bytes of all visible rows: what full attention would have read.
   std::uint64_t bytes_full = 0;
-  std::uint64_t measured = 0;  ///< refreshes that found an old set to measure
+  std::uint64_t measured = 0;  ///< refreshes that found an old set, which left something out
   double retained_mass = 0;    ///< sum over `measured` steps of the staleness measure, see Refresh::retained_mass
   std::uint64_t checked = 0;   ///< full steps that asked the sketch, too: what would it have chosen?
   double sketched_mass = 0;  ///< sum over `checked` steps of the attention mass of that, relative to the true choice's
