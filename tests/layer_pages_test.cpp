@@ -12,6 +12,7 @@
 
 #include "reference/feed.hpp"
 #include "reference/messages.hpp"
+#include "reference/page_end.hpp"
 
 namespace {
 
@@ -178,6 +179,28 @@ TEST(PageTable, OfASmallerCacheMayHaveShorterStrides) {
   layer.step(query, view(200, 2), out);
   std::iota(table.begin(), table.end(), 0);
   EXPECT_EQ(message_of([&] { layer.step(query, view(8, 3), out); }), "");
+}
+
+/// Also where rows are fetched before they are needed.
+TEST(PageTable, IsReadAsFarAsTheLengthGoes) {
+  constexpr index_t rows_there = 400;
+  const Shape few{2, 2, 8};
+  const std::vector<float> rows(at(rows_there * 2 * 8), 0.25F), queries(2 * 16, 0.5F);
+  std::vector<float> out(queries.size());
+  for (const index_t in_page : {1, 4}) {
+    std::vector<std::int32_t> table(at(rows_there / in_page));
+    for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7 % table.size());
+    reference::PageEnd memory(table.size() * sizeof(std::int32_t));
+    for (const index_t length : {2, 3, 64, 95, 96, 97, 192, 256, 384, 400}) {
+      KvView<float> kv = KvView<float>::position_major(rows.data(), rows.data(), few, length);
+      kv.pages = {memory.place(table.data(), at((length + in_page - 1) / in_page)), in_page};
+      LayerAttention<float, FixedStride> layer(few, {.capacity = 4}, {.stride = 1});
+      layer.prefill(queries, kv, out);
+      layer.clear();
+      layer.step(std::span(queries).first(16), kv, std::span(out).first(16));
+      EXPECT_FLOAT_EQ(out[0], 0.25F);
+    }
+  }
 }
 
 }  // namespace

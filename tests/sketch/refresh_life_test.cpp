@@ -59,13 +59,34 @@ TEST_P(RefreshLife, AQueryThatIsNoNumberMakesTheNextStepFull) {
   reference::decode(decoder, tokens.next(1));
   Token odd = tokens.next();
   odd.query[7] = std::nanf("");  // KV head 0
+  const HeadStatistics before = decoder.layer(0).statistics().heads[0];
   reference::decode(decoder, {odd});
+  const HeadStatistics after = decoder.layer(0).statistics().heads[0];
+  const std::uint64_t rows = after.bytes_full - before.bytes_full, keys = sketch.keys ? rows * 40 / 64 : 0;
+  EXPECT_EQ(after.bytes_read - before.bytes_read, rows + keys) << "it has looked at all keys before it knew";
   EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full) << "the safe way, and no choice";
   EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::sketched);
   const Bits next = reference::decode(decoder, tokens.next(1));
   EXPECT_EQ(decoder.layer(0).last_step(0), StepKind::full);
   EXPECT_EQ(decoder.layer(0).last_step(1), StepKind::recycled);
   for (const std::uint32_t word : next) EXPECT_TRUE(std::isfinite(std::bit_cast<float>(word)));
+}
+
+TEST_P(RefreshLife, FullStepsAskTheSketchIfThereIsOne) {
+  LayerOptions often = options;
+  often.sketch.full_every = 4;
+  Decoder<float, FixedStride> decoder({1, shape}, often, {.stride = 2});
+  reference::Tokens tokens(shape, 15);
+  reference::prefill(decoder, tokens.next(101));
+  reference::decode(decoder, tokens.next(40));
+  const HeadStatistics before = decoder.layer(0).statistics().heads[1];
+  EXPECT_EQ(before.full_steps, sketch.keys ? 0U : 5U);
+  EXPECT_EQ(before.checked, before.full_steps) << "no sketched step asks";
+  decoder.rollback(1);
+  reference::decode(decoder, tokens.next(1));
+  const HeadStatistics after = decoder.layer(0).statistics().heads[1];
+  EXPECT_EQ(after.full_steps, before.full_steps + 1);
+  EXPECT_EQ(after.checked, sketch.keys ? 0U : 6U);
 }
 
 TEST_P(RefreshLife, RollsBack) {
