@@ -84,9 +84,23 @@ TEST(Chains, AWindowSlides) {
 TEST(Chains, AWindowLongerThanThePromptBeforeIt) {
   EXPECT_EQ(Mask(9).row({0, 1}).row({1, 2}).row({2, 3}).row({3, 4}).row({4, 5}).checked_tokens(), Tokens{5});
 }
+TEST(Chains, AreOrderedAsIsKnown) {
+  const auto ordered = [](const Seen& first, const Seen& second, const std::vector<std::int32_t>& known) {
+    Mask mask(70);
+    mask.row(first);
+    if (!second.empty()) mask.row(second);
+    return mask.chains().value().at(0).cells_as_in(known);
+  };
+  using Cells = std::vector<std::int32_t>;
+  const Cells wrapped{65, 66, 67, 0, 1, 2, 3};  // of which the last are taken back
+  EXPECT_EQ(ordered({0, 1, 65, 66, 67}, {}, wrapped), (Cells{65, 66, 67, 0, 1}));
+  EXPECT_EQ(ordered({0, 1, 65, 66, 67}, {0, 1, 2, 65, 66, 67}, wrapped), (Cells{65, 66, 67, 0, 1, 2}));
+  EXPECT_EQ(ordered({0, 1, 9, 65}, {}, wrapped), (Cells{0, 1, 9, 65})) << "of something else";
+}
 TEST(Chains, SequencesAreApart) {
+  EXPECT_EQ(Mask(99).row({0, 1, 2, 90}).row({0, 1, 2, 91}).checked_tokens(), (Tokens{1, 1}));
   EXPECT_EQ(Mask(99).row({0, 1, 2}).row({50, 51}).row({50, 51, 52}).checked_tokens(), (Tokens{1, 2}));
-  EXPECT_EQ(Mask(99).row({0, 1, 2, 90}).row({0, 1, 2, 91}).row({0, 1, 2, 92}).checked_tokens().size(), 2U);
+  EXPECT_EQ(Mask(99).row({0, 1, 2, 90}).row({0, 1, 2, 91}).row({0, 1, 2, 92}).checked_tokens(), (Tokens{1, 1, 1}));
 }
 TEST(Chains, ATokenThatSeesNothingIsAlone) {
   EXPECT_EQ(Mask(9).row({}).row({0}).row({0, 1}).checked_tokens(), (Tokens{1, 2}));

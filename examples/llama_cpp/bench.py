@@ -25,11 +25,12 @@ SETTINGS = {
 
 
 def environment(options, schedule):
-    result = {key: value for key, value in os.environ.items() if not key.startswith(("RECYCLED_", "GGML_BACKEND_"))}
+    result = {key: value for key, value in os.environ.items() if not key.startswith(("RECYCLED_", "GGML_BACKEND_", "LLAMA_ARG_"))}
     if schedule is not None:
         schedule, _, capacity = schedule.partition("@")
+        # The last one names no tensor, and makes llama-completion look for plugins.
         result |= {"GGML_BACKEND_PATH": options.plugin, "RECYCLED_SCHEDULE": schedule,
-                   "RECYCLED_CAPACITY": capacity or "1/8"}
+                   "RECYCLED_CAPACITY": capacity or "1/8", "LLAMA_ARG_OVERRIDE_TENSOR": "^$=CPU"}
     return result
 
 
@@ -44,6 +45,8 @@ def run(command, env):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit status {process.returncode}\n{errors[-2000:]}")
+    if ("recycled: attention by Recycled" in errors) != ("GGML_BACKEND_PATH" in env):
+        sys.exit(f"{' '.join(command)}: with the plugin, if it was to be without, or the other way round\n{errors[-2000:]}")
     return output, usage.ru_maxrss / 1024
 
 

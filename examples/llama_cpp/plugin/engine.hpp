@@ -21,7 +21,7 @@ class Engine {
     Plan* const plan = plans_.find(node, counts_);
     if (plan == nullptr) return false;
     const bool first_layer = plan->layers.empty();
-    plan->layers.push_back(node.cache());
+    if (plan->remembers) plan->layers.push_back(node.cache());
     for (std::size_t s = 0; s < plan->streams.size(); ++s) {
       for (const Part& part : plan->streams[s]) run(node, static_cast<index_t>(s), part, first_layer);
     }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <recycled/types/config.hpp>
 #include <span>
@@ -39,6 +40,7 @@ class CellSet {
     if (words_.size() <= word) words_.resize(word + 1, 0);
     words_[word] |= std::uint64_t{1} << (cell % 64);
   }
+  bool contains(index_t cell) const { return (word(static_cast<std::size_t>(cell / 64)) >> (cell % 64) & 1) != 0; }
   /// Calls f(cell) for each, ascending.
   template <class F>
   void for_each(const F& f) const {
@@ -111,6 +113,17 @@ struct Chain {
   index_t window = 0;
   std::vector<std::int32_t> cells;
   CellSet seen;  ///< by the first token
+
+  /// Its cells, those that the first token sees in the order that `known` has, if it has all of them: which came first
+  /// a mask of one token does not say, and cells that had become free are filled again from the lowest on.
+  std::vector<std::int32_t> cells_as_in(const std::vector<std::int32_t>& known) const {
+    std::vector<std::int32_t> result;
+    std::copy_if(known.begin(), known.end(), std::back_inserter(result),
+                 [&](auto cell) { return seen.contains(cell); });
+    if (static_cast<index_t>(result.size()) != static_cast<index_t>(cells.size()) - tokens + 1) return cells;
+    result.insert(result.end(), cells.end() - tokens + 1, cells.end());
+    return result;
+  }
 };
 
 /// Cuts the tokens of a mask into chains, as long as possible.
@@ -149,6 +162,8 @@ class Chains {
       if (step.removed == 1) left.push_back(static_cast<std::int32_t>(step.removed_cell));
     }
     if (came.empty()) return true;
+    // Two tokens that share all but one cell each: of two sequences, or in a window. Token by token it is the same.
+    if (came.size() == 1 && !left.empty()) return true;
     // A window that was not full at first fills up before anything leaves it.
     const std::size_t before = came.size() - left.size();
     order(chain.cells, left);

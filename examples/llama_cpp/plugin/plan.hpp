@@ -25,7 +25,7 @@ struct Plan {
   index_t cells = 0;
   index_t tokens = 0;
   bool remembers = false;           ///< a sequence: a layer that comes again is the next token's
-  std::vector<const void*> layers;  ///< that have been computed by it; none twice
+  std::vector<const void*> layers;  ///< if it remembers: that have been computed by it; none twice
   std::vector<std::vector<Part>> streams;
 };
 

@@ -99,7 +99,7 @@ class Sequences {
     }
     const std::shared_ptr<Sequence> sequence = vacant(chain.seen, static_cast<std::size_t>(most));
     if (sequence == nullptr) return {nullptr, false};
-    sequence->assign(chain.cells);
+    sequence->assign(chain.cells_as_in(sequence->cells));
     return {used(sequence), false};
   }
 
