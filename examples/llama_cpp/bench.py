@@ -25,7 +25,8 @@ SETTINGS = {
 
 
 def environment(options, schedule):
-    result = {key: value for key, value in os.environ.items() if not key.startswith(("RECYCLED_", "GGML_BACKEND_", "LLAMA_ARG_"))}
+    ours = ("RECYCLED_", "GGML_BACKEND_", "LLAMA_ARG_")
+    result = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     if schedule is not None:
         schedule, _, capacity = schedule.partition("@")
         # The last one names no tensor, and makes llama-completion look for plugins.
@@ -46,7 +47,7 @@ def run(command, env):
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit status {process.returncode}\n{errors[-2000:]}")
     if ("recycled: attention by Recycled" in errors) != ("GGML_BACKEND_PATH" in env):
-        sys.exit(f"{' '.join(command)}: with the plugin, if it was to be without, or the other way round\n{errors[-2000:]}")
+        sys.exit(f"{' '.join(command)}: not the attention that was to be measured\n{errors[-2000:]}")
     return output, usage.ru_maxrss / 1024
 
 
