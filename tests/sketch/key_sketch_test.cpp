@@ -116,6 +116,21 @@ TYPED_TEST(KeySketchOf, KeysThatComeLaterGetTheCodesThatTheyWouldHaveGot) {
   for (index_t g = 0; g < 2; ++g) EXPECT_EQ(keys.logits(grown, g, 400), keys.logits(whole, g, 400));
 }
 
+TEST(KeySketch, SeesHowQueriesLieNotHowLongTheyAre) {
+  const Keys<float> keys({4, 2, 32}, 300);
+  const auto logits = [&](float factor) {
+    std::vector<float> queries = keys.queries;
+    for (float& q : queries) q *= factor;
+    KeySketch<float> sketch(keys.shape, 8);
+    Serial serial;
+    sketch.seen().add(queries);
+    renew(sketch, keys.view(300), keys.shape, serial);
+    return keys.logits(sketch, 1, 300);
+  };
+  EXPECT_EQ(logits(1), logits(64));
+  EXPECT_NE(logits(1), logits(0)) << "which say nothing: all directions count the same";
+}
+
 /// Keys drift away, as low frequencies of RoPE let them: what is coded is their difference to their neighbours.
 TEST(KeySketch, FollowsKeysThatDrift) {
   Keys<float> keys({2, 1, 32}, 3000);

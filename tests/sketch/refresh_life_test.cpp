@@ -38,6 +38,13 @@ TEST_P(RefreshLife, WithRoomForAllIsExact) {
   reference::prefill(decoder, prompt);
   reference::prefill(exact, prompt);
   EXPECT_EQ(reference::decode(decoder, rest), reference::decode(exact, rest));
+  // The last one that there is room for, at a refresh.
+  Decoder<half, FixedStride> always({1, shape}, roomy, {.stride = 1});
+  Decoder<half, AlwaysFull> again({1, shape}, {});
+  reference::prefill(always, prompt);
+  reference::prefill(again, prompt);
+  EXPECT_EQ(reference::decode(always, rest), reference::decode(again, rest));
+  EXPECT_EQ(always.layer(0).last_step(0), StepKind::full);
 }
 
 TEST_P(RefreshLife, InASlidingWindowTakesFullSteps) {
