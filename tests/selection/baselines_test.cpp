@@ -165,7 +165,7 @@ TEST(Baselines, ForgetWithTheContext) {
 }
 
 TEST(Baselines, BeginAnewWithEveryPrompt) {
-  enum class Then { steps, rollback, choice };  // of what would have chosen, and by the host
+  enum class Then { go_on, rollback, choice };  // of what would have chosen, and by the host
   const auto sets = [](auto keep, bool at_once, Then then) {
     const Shape shape{4, 2, 16};
     Decoder<float, NeverFull, decltype(keep)> decoder({1, shape}, {.capacity = 12}, {}, keep);
@@ -186,7 +186,7 @@ TEST(Baselines, BeginAnewWithEveryPrompt) {
     return held;
   };
   const auto expect_same = [&](const auto& keep) {
-    for (const Then then : {Then::steps, Then::rollback, Then::choice})
+    for (const Then then : {Then::go_on, Then::rollback, Then::choice})
       EXPECT_EQ(sets(keep, false, then), sets(keep, true, then)) << static_cast<int>(then);
   };
   expect_same(HeavyHitters{.recent = 6});
