@@ -113,16 +113,16 @@ TEST(OddQueries, LeaveWhatTopKRemembers) {
   const auto kv = [&](index_t to) { return KvView<float>::position_major(rows.data(), rows.data(), one, to); };
   for (const float odd : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     const Floats spoilt(at(dim), odd);
-    for (const bool prompt : {false, true}) {
+    for (const bool first : {false, true}) {
       LayerAttention<float, FixedStride, TopK> layer(one, {.capacity = 3}, {1}, {.memory = 0.9F, .pool = 1});
       Floats out(at(dim));
       index_t to = 7;
-      layer.observe(prompt ? spoilt : along, to);
+      layer.observe(first ? spoilt : along, to);
       layer.step(along, kv(++to), out);
-      if (!prompt) layer.step(spoilt, kv(++to), out);
+      if (!first) layer.step(spoilt, kv(++to), out);
       EXPECT_EQ(layer.recycled_positions(0).size(), 3U);
       layer.step(across, kv(++to), out);
-      EXPECT_EQ(layer.recycled_positions(0), (std::vector<index_t>{0, 1, 2})) << odd << (prompt ? ", prompt" : "");
+      EXPECT_EQ(layer.recycled_positions(0), (std::vector<index_t>{0, 1, 2})) << odd << (first ? ", prompt" : "");
     }
   }
 }
