@@ -155,7 +155,7 @@ class LayerAttention {
     attention_.take(own, executor, [&](ScoreBoard& scores, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       scores.take_positions(g, positions.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
-    if (prompt_.tokens() > 0) drop_from_prompt(prompt_.tokens());
+    drop_from_prompt(prompt_.tokens());
   }
   /// The same by `scores` [kv_heads, kv.length]: the capacity highest of every KV head, of equals the lower position;
   /// NaN is -infinity, and the new token is read whatever its score.
@@ -170,7 +170,7 @@ class LayerAttention {
     attention_.take(own, executor, [&](ScoreBoard& board, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       board.take_scores(g, scores.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
-    if (prompt_.tokens() > 0) drop_from_prompt(prompt_.tokens());
+    drop_from_prompt(prompt_.tokens());
   }
 
   /// Takes back all positions from `length` on (speculative decoding). If one of them had chosen the set of a
@@ -179,7 +179,7 @@ class LayerAttention {
     detail::require_at_most(length, length_, "truncate: length");
     const index_t removed = length_ - length;
     if (removed == 0 && length > 0) return;
-    if (prompt_.tokens() > 0) drop_from_prompt(removed);
+    drop_from_prompt(removed);
     attention_.sets().truncate(length);
     pace_.take_back(removed);
     length_ = length;
@@ -328,6 +328,7 @@ class LayerAttention {
   /// The prompt ends earlier: the token that is now its last counts as the full step. What the host gave for comparison
   /// is known of the removed one alone.
   void drop_from_prompt(index_t tokens) {
+    if (prompt_.tokens() == 0) return;
     prompt_.drop(tokens);
     if (prompt_.tokens() == 0) return attention_.sets().forget(initial_selection_);
     if (prompt_compared_) return pace_.begin_anywhere();

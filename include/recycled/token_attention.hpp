@@ -228,12 +228,11 @@ class TokenAttention {
   /// A new set by the sketch. A query that is no number takes the safe way.
   void look_at_sketch(index_t g, const KvView<T>& kv) noexcept {
     if (sets_.by_keys()) merge(g, nullptr);
-    heads_[g].bytes_scanned = sets_.sketch_bytes(kv.length);
     const bool sound = sets_.by_keys() ? sets_.refresh_by_keys(g, kv, lse_of(g), scores())
                                        : sets_.refresh_by_sketch(g, kv, queries(g), lse_of(g), scores());
-    if (sound) return;
-    heads_[g].kind = StepKind::full;
-    if (!sets_.by_keys()) heads_[g].bytes_scanned = 0;  // of codes none were read
+    if (!sound) heads_[g].kind = StepKind::full;
+    // Keys were read before that was known, codes are not.
+    if (sound || sets_.by_keys()) heads_[g].bytes_scanned = sets_.sketch_bytes(kv.length);
   }
 
   /// After a head's pieces: its output, then a new set, or the one entry that leaves.

@@ -65,9 +65,9 @@ def in_turn(seed, name, line, mutant):
     return hashlib.sha256(repr((seed, name, line.strip(), *mutant[1:])).encode()).digest()
 
 
-def mutants_of(root, name):
+def mutants_of(name, lines):
     """(line number, column, what stands there, what comes instead) for every place that can be flipped."""
-    for number, line in enumerate((root / "include/recycled" / name).read_text().splitlines()):
+    for number, line in enumerate(lines):
         if skipped(name, line):
             continue
         code = QUIET.sub(lambda match: " " * len(match.group()), line)
@@ -184,7 +184,7 @@ def main():
     include = root / "include/recycled"
     names = sorted(str(path.relative_to(include)) for pattern in FILES for path in include.glob(pattern))
     text = {name: (include / name).read_text().splitlines() for name in names}
-    places = [(name, mutant) for name in names for mutant in mutants_of(root, name)]
+    places = [(name, mutant) for name in names for mutant in mutants_of(name, text[name])]
     lines = {place: f"{place[0]}:{place[1][0] + 1}:" for place in places}
     places = [place for place in places
               if re.search(options.only, lines[place]) and not re.search(options.but, lines[place])]  # fmt: skip

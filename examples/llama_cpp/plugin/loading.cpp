@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 #include "backend.hpp"
 #include "shared.hpp"
@@ -79,12 +80,12 @@ GGML_BACKEND_API int ggml_backend_score() {
 
 GGML_BACKEND_API ggml_backend_reg_t ggml_backend_init() {
   if (ggml_backend_score() == 0) return nullptr;
-  static const bool first_time = [] {  // hosts may load it more than once
+  static bool loaded = false;  // hosts may load it more than once
+  if (!std::exchange(loaded, true)) {
     std::fprintf(stderr, "recycled: %s: %s; needs flash attention (-fa on)\n", plugin::description(),
                  plugin::describe(Shared::get().policy()).c_str());
-    return std::atexit(at_end) == 0;
-  }();
-  static_cast<void>(first_time);
+    std::atexit(at_end);
+  }
   return plugin::registry();
 }
 
