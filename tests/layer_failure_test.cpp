@@ -1,6 +1,8 @@
 // What is left after a call that failed half way: an executor or a policy that throws in the middle of a step.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <new>
 #include <recycled/recycled.hpp>
 #include <stdexcept>
 
@@ -125,6 +127,47 @@ TEST(Failure, AScheduleThatThrowsLeavesTheStepUntaken) {
   decoder.step(0, token.query, token.key, token.value, out);
   EXPECT_EQ(decoder.length(), 3);
   EXPECT_EQ(decoder.statistics()[0].heads[0].full_steps, 3U);
+}
+
+/// Fails when it is assigned to, as a copy that takes memory may.
+struct Unassignable {
+  inline static bool fails = false;
+  Unassignable() = default;
+  ~Unassignable() = default;
+  Unassignable(const Unassignable&) = default;
+  Unassignable(Unassignable&&) noexcept = default;
+  Unassignable& operator=(Unassignable&&) noexcept = default;
+  Unassignable& operator=(const Unassignable& /*other*/) {
+    if (fails) throw std::bad_alloc();
+    return *this;
+  }
+  static void rank(const Scores& scores, std::span<float> ranks) {
+    std::copy(scores.log_weights.begin(), scores.log_weights.end(), ranks.begin());
+  }
+};
+
+TEST(Failure, OfASelectionsAssignmentLeavesThePromptToChoose) {
+  using Own = Decoder<float, NeverFull, Unassignable>;
+  const std::vector<index_t> positions{1, 2, 3, 4};
+  for (const bool by_rollback : {true, false}) {
+    Own failed{{1, shape}, {.capacity = 4}}, sound{{1, shape}, {.capacity = 4}};
+    reference::Random random(9);
+    const auto queries = random.row(30 * 64), keys = random.row(30 * 32), values = random.row(30 * 32);
+    std::vector<float> prompt_out(30 * 64), a(64), b(64);
+    for (Own* own : {&failed, &sound}) own->prefill(0, queries, keys, values, prompt_out);
+    Unassignable::fails = true;
+    const auto call = [&] { by_rollback ? failed.rollback(1) : failed.choose_positions(0, positions); };
+    EXPECT_THROW(call(), std::bad_alloc);
+    Unassignable::fails = false;
+    EXPECT_EQ(failed.length(), 30);
+    for (int i = 0; i < 3; ++i) {
+      const Token token(random);
+      failed.step(0, token.query, token.key, token.value, a);
+      sound.step(0, token.query, token.key, token.value, b);
+      EXPECT_EQ(a, b);
+      EXPECT_EQ(failed.layer(0).recycled_positions(1), sound.layer(0).recycled_positions(1));
+    }
+  }
 }
 
 TEST(Failure, ADecoderThatWasMovedFromHoldsNothing) {

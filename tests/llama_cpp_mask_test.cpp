@@ -101,6 +101,9 @@ TEST(Chains, SequencesAreApart) {
   EXPECT_EQ(Mask(99).row({0, 1, 2, 90}).row({0, 1, 2, 91}).checked_tokens(), (Tokens{1, 1}));
   EXPECT_EQ(Mask(99).row({0, 1, 2}).row({50, 51}).row({50, 51, 52}).checked_tokens(), (Tokens{1, 2}));
   EXPECT_EQ(Mask(99).row({0, 1, 2, 90}).row({0, 1, 2, 91}).row({0, 1, 2, 92}).checked_tokens(), (Tokens{1, 1, 1}));
+  const auto three = Mask(99).row({0, 1, 2, 90}).row({0, 1, 2, 91}).row({0, 1, 2, 92}).chains();
+  ASSERT_TRUE(three);
+  EXPECT_EQ(three->front().cells, (std::vector<std::int32_t>{0, 1, 2, 90})) << "what only one sees is no first token";
 }
 TEST(Chains, ATokenThatSeesNothingIsAlone) {
   EXPECT_EQ(Mask(9).row({}).row({0}).row({0, 1}).checked_tokens(), (Tokens{1, 2}));

@@ -118,8 +118,8 @@ class Decoder {
   void truncate(index_t length) {
     detail::require_at_most(length, this->length(), "truncate: length");
     for (Both& both : layers_) {
+      both.attention.truncate(length);  // first: a host's selection may throw when it is copied
       both.cache.truncate(length);
-      both.attention.truncate(length);
     }
   }
   /// Takes back the last `tokens` positions (speculative decoding).

@@ -166,9 +166,9 @@ TEST(Baselines, ForgetWithTheContext) {
 
 TEST(Baselines, BeginAnewWithEveryPrompt) {
   enum class Then { go_on, rollback, choice };  // of what would have chosen, and by the host
-  const auto sets = [](auto keep, bool at_once, Then then) {
+  const auto sets = [](auto schedule, auto keep, bool at_once, Then then) {
     const Shape shape{4, 2, 16};
-    Decoder<float, NeverFull, decltype(keep)> decoder({1, shape}, {.capacity = 12}, {}, keep);
+    Decoder<float, decltype(schedule), decltype(keep)> decoder({1, shape}, {.capacity = 12}, schedule, keep);
     reference::Tokens tokens(shape, 6);
     const std::vector<Token> all = tokens.next(120);
     if (!at_once) {
@@ -185,13 +185,13 @@ TEST(Baselines, BeginAnewWithEveryPrompt) {
     }
     return held;
   };
-  const auto expect_same = [&](const auto& keep) {
+  const auto expect_same = [&](const auto& schedule, const auto& keep) {
     for (const Then then : {Then::go_on, Then::rollback, Then::choice})
-      EXPECT_EQ(sets(keep, false, then), sets(keep, true, then)) << static_cast<int>(then);
+      EXPECT_EQ(sets(schedule, keep, false, then), sets(schedule, keep, true, then)) << static_cast<int>(then);
   };
-  expect_same(HeavyHitters{.recent = 6});
-  expect_same(Keyformer{.recent = 3, .tokens = 9});
-  expect_same(TopK{.memory = 0.95F, .pool = 1});
+  expect_same(NeverFull{}, HeavyHitters{.recent = 6});
+  expect_same(NeverFull{}, Keyformer{.recent = 3, .tokens = 9});
+  expect_same(FixedStride{5}, TopK{.memory = 0.95F, .pool = 1});  // whose memory full steps alone look at
 }
 
 TEST(Baselines, SayWhatTheyCannotBe) {

@@ -170,7 +170,9 @@ class Chains {
     const std::size_t seen_first = chain.cells.size();
     chain.cells.insert(chain.cells.end(), came.begin(), came.end());
     if (!std::equal(left.begin(), left.end(), chain.cells.begin())) {
-      chain.cells.resize(seen_first);  // what leaves is not what came first: token by token, then
+      // What leaves is not what came first: token by token, then, and in no order that would be known.
+      chain.cells.resize(seen_first);
+      std::sort(chain.cells.begin(), chain.cells.end());
       return true;
     }
     chain.tokens = static_cast<index_t>(came.size()) + 1;

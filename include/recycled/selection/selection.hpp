@@ -31,7 +31,8 @@ inline constexpr float newcomer_rank = std::numeric_limits<float>::max();
 /// A selection is copyable, moves without throwing, and ranks positions; the library keeps the K of highest rank (ties
 /// to the lower position), and at a recycled step the entry of lowest rank leaves (of equals, the lowest position: the
 /// oldest). Every KV head has its own copy of the object, so state needs no index; heads may work in parallel, on the
-/// executor's threads. `rank` and `attended` must not throw. Optional members:
+/// executor's threads. `rank` and `attended` must not throw; where assigning a new one does, in `truncate` or `clear`,
+/// some layers and heads may have been taken back, and the call is to be made again. Optional members:
 ///     index_t observation_window            prompt queries whose mean weights choose the first set; 1 if absent
 ///     bool ranks_are_scores() const         whether rank() would only copy: then it is not called
 ///     void attended(const Attended&, std::span<float> ranks)
