@@ -91,8 +91,9 @@ class Layer {
   /// Where float and long double may disagree about nearly equal scores, one set is as good as the other.
   void adopt(index_t g, const Positions& held) { heads_[at(g)].held = held; }
   /// How far apart the last score that the prompt's choice took and the first that it left were, in the closest head.
-  /// Nobody sees that choice before the step that makes it has gone on from there.
-  Real prompt_gap() const { return prompt_gap_; }
+  /// Nobody sees that choice before the step that makes it has gone on from there. And how close a schedule's call was:
+  /// thresholds are sums, and the cosine of queries of a single dimension is 1.
+  Real closest_call() const { return std::min(prompt_gap_, *schedule_.gap); }
 
  private:
   index_t group() const { return options_.shape.group(); }

@@ -80,7 +80,7 @@ class Lockstep {
   Decoder& decoder() { return decoder_; }
   const Layer& model(index_t layer) const { return models_[at(layer)]; }
   index_t length() const { return decoder_.length(); }
-  /// A prompt's choice was between scores that float arithmetic may not tell apart,
+  /// A prompt's choice or a schedule was between numbers that float arithmetic may not tell apart,
   bool is_close() const { return close_; }
   bool stops_where_close = false;  ///< and from then on nothing is compared
 
@@ -105,7 +105,7 @@ class Lockstep {
         std::vector<float> out(at(decoder_.layer(i).shape().output_size()));
         decoder_.step(i, token.query, token.key, token.value, out);
         const std::vector<Attention> rows = models_[at(i)].step(stored<T>(token));
-        close_ = close_ || models_[at(i)].prompt_gap() < indistinct;
+        close_ = close_ || models_[at(i)].closest_call() < indistinct;
         if (close_ && stops_where_close) return;
         expect_near(out, rows);
         expect_same_state(decoder_.layer(i), models_[at(i)], recycled::detail::recycles<Policy>);

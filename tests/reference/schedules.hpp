@@ -28,7 +28,11 @@ struct Schedule {
   std::function<bool(const Question&)> full;
   bool per_head = false;
   std::function<void(index_t, long double)> learn = {};
-  std::function<Schedule()> another = {};  ///< for a schedule that learns: one that has learnt nothing yet
+  std::function<Schedule()> another = {};  ///< for a schedule that learns or compares: one that has not yet
+  /// How near any comparison of its came to being equal, where float arithmetic may have found otherwise.
+  std::shared_ptr<long double> gap = std::make_shared<long double>(1);
+
+  static void compare(long double a, long double b, long double& gap) { gap = std::min(gap, std::abs(a - b)); }
 };
 
 inline Schedule always_full() {
@@ -52,7 +56,8 @@ inline std::vector<long double> mean_query(const std::vector<float>& queries, in
 }
 
 inline Schedule query_similarity(index_t stride, float threshold) {
-  return {[stride, threshold](const Question& q) {
+  Schedule made;
+  made.full = [stride, threshold, gap = made.gap](const Question& q) {
     if ((q.step + q.layer) % stride != 0) return false;
     const std::vector<long double> now = mean_query(q.queries, q.head_dim);
     const std::vector<long double> then = mean_query(q.full_queries, q.head_dim);
@@ -62,8 +67,12 @@ inline Schedule query_similarity(index_t stride, float threshold) {
       a += now[d] * now[d];
       b += then[d] * then[d];
     }
-    return !(dot / std::sqrt(a) / std::sqrt(b) > static_cast<long double>(threshold));
-  }};
+    const long double found = dot / std::sqrt(a) / std::sqrt(b);
+    Schedule::compare(found, threshold, *gap);
+    return !(found > static_cast<long double>(threshold));
+  };
+  made.another = [=] { return query_similarity(stride, threshold); };
+  return made;
 }
 
 inline long double cosine(const float* a, const float* b, index_t dim) {
@@ -82,20 +91,23 @@ inline Schedule self_calibrating(long double late, index_t longest = 64) {
   const auto threshold = [thresholds](index_t g) -> long double& {
     return thresholds->try_emplace(g, 0.7L).first->second;
   };
+  const auto gap = std::make_shared<long double>(1);
   return {[=](const Question& q) {
             long double least = 1;
             for (index_t i = 0; at(i) < q.queries.size(); i += q.head_dim) {
               least = std::min(least, cosine(q.queries.data() + i, q.full_queries.data() + i, q.head_dim));
             }
+            Schedule::compare(least, threshold(q.kv_head), *gap);
             const index_t fewer = (q.layer * q.kv_heads + q.kv_head) % (longest / 4 + 1);
             return q.age >= longest - fewer || least < threshold(q.kv_head);
           },
           true,
           [=](index_t g, long double retained_mass) {
+            Schedule::compare(retained_mass, 0.8L, *gap);
             const long double step = retained_mass < 0.8L ? 0.1L * (1 - late) : -0.1L * late;
             threshold(g) = std::clamp(threshold(g) + step, 0.0L, 1.01L);
           },
-          [=] { return self_calibrating(late, longest); }};
+          [=] { return self_calibrating(late, longest); }, gap};
 }
 
 }  // namespace reference
