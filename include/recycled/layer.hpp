@@ -152,11 +152,9 @@ class LayerAttention {
       const index_t twice = attention_.scratch().scores().repeated(g, of_head);
       detail::require(twice < 0, "positions", twice, [g] { return detail::text("each once for KV head ", g); });
     }
-    forget_before_prompt(prompt_.tokens());
-    attention_.take(own, executor, [&](ScoreBoard& scores, RecycleCache<R>& cache, index_t g, const Visible& visible) {
+    take_for_prompt(own, executor, [&](ScoreBoard& scores, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       scores.take_positions(g, positions.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
-    prompt_.drop(prompt_.tokens());
   }
   /// The same by `scores` [kv_heads, kv.length]: the capacity highest of every KV head, of equals the lower position;
   /// NaN is -infinity, and the new token is read whatever its score.
@@ -168,11 +166,9 @@ class LayerAttention {
     detail::require_size(scores.size(), detail::checked_product(shape_.kv_heads, kv.length, "scores.size()"),
                          "scores.size()", "kv_heads * KvView.length");
     attention_.reserve(kv);
-    forget_before_prompt(prompt_.tokens());
-    attention_.take(own, executor, [&](ScoreBoard& board, RecycleCache<R>& cache, index_t g, const Visible& visible) {
+    take_for_prompt(own, executor, [&](ScoreBoard& board, RecycleCache<R>& cache, index_t g, const Visible& visible) {
       board.take_scores(g, scores.subspan(static_cast<std::size_t>(g) * n, n), visible, own, kv, cache);
     });
-    prompt_.drop(prompt_.tokens());
   }
 
   /// Takes back all positions from `length` on (speculative decoding). If one of them had chosen the set of a
@@ -332,10 +328,16 @@ class LayerAttention {
   void forget_before_prompt(index_t removed) {
     if (prompt_.tokens() > 0 && removed >= prompt_.tokens()) attention_.sets().forget(initial_selection_);
   }
+  /// Sets from outside, in place of those that the prompt would have chosen.
+  template <class E, class Take>
+  void take_for_prompt(index_t own, E& executor, const Take& take) {
+    forget_before_prompt(prompt_.tokens());
+    attention_.take(own, executor, take);
+    prompt_.clear();
+  }
   /// The prompt ends earlier: the token that is now its last counts as the full step. What the host gave for comparison
   /// is known of the removed one alone.
   void drop_from_prompt(index_t tokens) {
-    if (prompt_.tokens() == 0) return;
     forget_before_prompt(tokens);
     prompt_.drop(tokens);
     if (prompt_.tokens() == 0) return;
